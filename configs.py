@@ -1,6 +1,6 @@
-"""Data that a user reads and edits: every architecture as one row, every recipe as one row, default weights.
+"""The data for users to read and edit: one row for each architecture and each recipe, and default weights.
 
-utils/config/ turns them, and the flags that were typed, into the configuration of a run.
+utils/config/ combines them with the flags into the configuration of a run.
 
 Sizes: Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929), table 1; Ti and S: Steiner et
 al., "How to train your ViT?" (arXiv 2106.10270), table 2. Dropout rates are those of Google's published
@@ -15,7 +15,7 @@ from models.families import FAMILIES, META, architecture, unbuilt  # noqa: F401
 
 
 def cait(hidden_size: int, num_heads: int, num_layers: int, layer_scale: float, **more) -> ConfigDict:
-    """A row of CaiT (arXiv 2103.17239, table 3): head width 48, MLP four times the width, two class-attention layers."""
+    """Return a row of CaiT (arXiv 2103.17239, table 3): head width 48, MLP four times the width, two class-attention layers."""
     return architecture(16, hidden_size, 4 * hidden_size, num_heads, num_layers, class_layers=2, layer_scale=layer_scale,
                         **META, **more)
 
@@ -49,41 +49,41 @@ MODELS = {
     "CaiT-S36": cait(384, 8, 36, 1e-6, img_size=384),
     "CaiT-M36": cait(768, 16, 36, 1e-6, img_size=384),
     "CaiT-M48": cait(768, 16, 48, 1e-6, img_size=448),
-    # MAE's encoders (arXiv 2111.06377), as its fine-tuning uses them; --classifier token for the cls token.
+    # MAE's encoders (arXiv 2111.06377), as in its fine-tuning; --classifier token reads the cls token.
     "MAE-B_16": architecture(16, 768, 3072, 12, 12, classifier="patch_mean", **META),
     "MAE-L_16": architecture(16, 1024, 4096, 16, 24, classifier="patch_mean", **META),
     "MAE-H_14": architecture(14, 1280, 5120, 16, 32, classifier="patch_mean", **META),
-    **FAMILIES,                                # those of today (models/families.py): DINOv2, DINOv3, SigLIP, CLIP, EVA-02, ...
-    # The embedded default (assets/): 8 x 8 px images, small enough for tests and for a laptop.
+    **FAMILIES,                                # models/families.py: DINOv2, DINOv3, SigLIP, CLIP, EVA-02, ...
+    # The embedded default (assets/): images of 8 x 8 px, small enough for tests and a laptop.
     "ViT-Nano_2": architecture(2, 64, 256, 4, 4, img_size=8),
 }
 
 # --------------------------------------------------------------------------------------------------- recipes
 
-# What DeiT, CaiT and MAE share of their augmentation and loss (timm's "rand-m9-mstd0.5-inc1" is RandAugment, 2 operations
-# of magnitude 9; here without its jitter of the magnitude).
+# Augmentation and loss that DeiT, CaiT and MAE share (timm's "rand-m9-mstd0.5-inc1" is RandAugment with 2 operations of
+# magnitude 9; here without its jitter of the magnitude).
 META_TRAINING = {
     "optimizer": "adamw", "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 0.0, "interpolation": "bicubic",
     "augmentation": "crop_flip", "crop_scale": 0.08, "randaugment_ops": 2, "randaugment_magnitude": 9, "eval_crop": 0.875,
     "random_erasing": 0.25, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1}
 
-# One row a recipe: flags and their values; MODEL_ZOO.md sets them beside the source's, with command and expected result.
-# A flag that is typed wins over the row. A row without a data set or a model takes them from DEFAULTS_OF_DATASET. "function"
-# names a function of utils/config/recipes.py, for flags that depend on the data.
+# One row for each recipe: flags and their values; docs/recipe_tables.md compares them with the source's, with command and
+# expected result. A typed flag wins over the row. A row without a data set or a model takes them from DEFAULTS_OF_DATASET.
+# "function" names a function of utils/config/recipes.py, for flags that depend on the data.
 RECIPES = {
-    # Dosovitskiy et al., section 4.1 and appendix B.1.1, in the values that the ViT-pytorch scripts use: fine-tuning on the
-    # paper's data sets, in batches of 512 and thousands of steps.
-    # Command and expected accuracy: MODEL_ZOO.md (CIFAR-100, ViT-B_16, 500 steps, warm-up 100: about 0.907).
+    # Dosovitskiy et al., section 4.1 and appendix B.1.1, with the values of the ViT-pytorch scripts: fine-tuning on the paper's
+    # data sets, in batches of 512 and thousands of steps.
+    # Command and expected accuracy: docs/recipe_tables.md (CIFAR-100, ViT-B_16, 500 steps, warm-up 100: about 0.907).
     "vit-paper": {
         "optimizer": "sgd", "learning_rate": 3e-2, "weight_decay": 0.0, "train_batch_size": 512, "num_steps": 10_000,
         "warmup_steps": 500, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip", "eval_every": 100},
-    # For images of one's own: what `auto` means for folder and csv. Its function (utils/config/recipes.py) chooses batch, length
-    # and view; FINE_TUNING has the rates.
+    # For your own images: `auto` means this one for folder and csv. Its function (utils/config/recipes.py) chooses batch, length
+    # and how images are resized; FINE_TUNING has the learning rates.
     "photos": {
         "function": "photos",
         "decay_on": "matrices", "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "crop_flip",
         "crop_scale": 0.5, "randaugment_magnitude": 5, "interpolation": "bicubic"},
-    # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (MODEL_ZOO.md).
+    # The embedded default: `bash train.sh`. Expected: 94-95 % on the test block (docs/measured.md).
     "digits": {
         "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "train_batch_size": 64, "num_steps": 100,
         "warmup_steps": 10, "decay_type": "cosine", "max_grad_norm": 1.0, "augmentation": "none", "eval_every": 20},
@@ -155,17 +155,18 @@ VARIANTS = {
     ("cait", "CaiT-M48"): {"drop_path_rate": 0.4},
 }
 
-# How the recipe `photos` fine-tunes a model: the first row of which the model's name has the beginning. By optimizer, the first
-# where no flag names another. Rates of AdamW are for 32 images, and grow with the batch, but of a row for `any_batch`; SGD's do
-# not. `source` is that of the row's own optimizer; AdamW of ViT, DeiT and CaiT is as in MAE's table, SGD elsewhere as for ViT.
-# What was not run here is published for more images and larger batches than most people have: try rates (sweep.sh).
+# How the recipe `photos` fine-tunes a model: the first row counts whose `models` begin the model's name. Each row has its values
+# by optimizer; the first optimizer is the default. AdamW's rates are for a batch of 32 images and grow with the batch, except in
+# rows with `any_batch`; SGD's do not grow. `source` is for the row's first optimizer; AdamW for ViT, DeiT and CaiT is as in MAE's
+# table, SGD for the others as for ViT. Rates that were not run here are published for more images and larger batches than most
+# people have: try several (sweep.sh).
 AS_MAE = {"learning_rate": 1.25e-4, "layer_decay": 0.75, "weight_decay": 0.05}
 SGD = {"learning_rate": 0.01}
-# The same without start weights: the rates of `scratch-small` and `vit-paper`. A new head has none either: where the weights
-# before it want a far smaller rate, it learns at this one, unless a larger one is typed.
+# Without start weights: the rates of `scratch-small` and `vit-paper`. A new head has no start weights either: where the other
+# weights need a far smaller rate, the head uses this one, unless a larger one is typed.
 FROM_SCRATCH = {"adamw": {"learning_rate": 1e-3, "weight_decay": 0.1}, "sgd": {"learning_rate": 0.03}}
 NEW_HEAD = {"head_learning_rate": FROM_SCRATCH["adamw"]["learning_rate"]}
-# 1e-5 whatever the batch; and the rates of N images, for 32 of them.
+# 1e-5 for any batch; the others are published rates, converted to a batch of 32 images.
 SMALL_RATE = {"learning_rate": 1e-5, **NEW_HEAD}
 CLIP_B = {"learning_rate": 6e-4 * 32 / 2048, "layer_decay": 0.6, "weight_decay": 0.05, **NEW_HEAD}
 CLIP_L = CLIP_B | {"learning_rate": 4e-4 * 32 / 2048, "layer_decay": 0.65}
@@ -207,16 +208,16 @@ FINE_TUNING = (
      "sgd": SGD, "adamw": AS_MAE},
 )
 
-# Which row a data set starts from, and which model; every other data set takes the first of each. No model: MODEL_OF_MACHINE.
+# The default recipe and model of a data set; None is for all others. Without a model, MODEL_OF_MACHINE chooses.
 DEFAULTS_OF_DATASET = {
     None: {"recipe": "vit-paper", "model_type": "ViT-B_16"},
     "digits": {"recipe": "digits", "model_type": "ViT-Nano_2"},
     "folder": {"recipe": "photos"},
     "csv": {"recipe": "photos"},
 }
-# The first row whose memory (GiB) and cores a process has: the model that a run starts from where nothing is said of weights,
-# with the reason that it prints, and `plain` where a file is given, or none, for what that does not say. All are Apache-2.0.
-# DINOv2 at the 224 px of its publisher's own figures, with a fifth of the patches of its 518.
+# The default model of a machine: the first row whose memory (GiB) and cores a process has. `model` counts if no flag names
+# weights, and `why` is printed as the reason; `plain` counts if a file is given that does not say its model, or none. All are
+# Apache-2.0. DINOv2 at 224 px, as in its publisher's figures, has a fifth of the patches at 518 px.
 DINO = "its features do well on images that it was not trained on (arXiv 2304.07193); it was not compared with others here"
 SMALL = "it is small enough for its cores"
 MODEL_OF_MACHINE = (
@@ -227,9 +228,9 @@ MODEL_OF_MACHINE = (
     {"device": "cpu", "memory": 0, "cores": 0, "model": "ViT-Ti_16", "img_size": 224, "plain": "ViT-Ti_16", "why": SMALL},
 )
 
-# Google's names of the sizes in the AugReg paper.
+# Google's names for the sizes in the AugReg paper.
 AUGREG_SIZES = ("Ti_16", "S_32", "S_16", "B_32", "B_16", "B_8", "L_16", "R_Ti_16", "R26_S_32", "R50_L_32")
 
-# The names that --dataset takes; utils/data/datasets.py has a function for each.
+# The values of --dataset; utils/data/datasets.py has a function for each.
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagenet", "cub200", "flowers102", "oxford_pets",
             "folder", "csv")

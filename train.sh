@@ -46,6 +46,15 @@ set +o posix
 set -euo pipefail
 
 export VIT_CALLED_FROM=${VIT_CALLED_FROM:-$PWD}      # for hints: train.py is started in the script's folder
+# The command that resumes a run repeats the variables that the user has set and no checkpoint holds.
+typed=
+for name in PYTHON VENV LOCKED GPUS NPROC MAX_RESTARTS NNODES NODE_RANK MASTER_ADDR MASTER_PORT; do
+    case $NNODES:$name in 1:N[NO]* | 1:MASTER_*) continue ;; esac            # job systems set these for purposes of their own
+    case $(declare -p "$name" 2>/dev/null) in
+    'declare -x '*'="'?*'"') typed+="$name=$(printf %q "${!name}") " ;;
+    esac
+done
+export VIT_TYPED=$typed
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 CDPATH='' cd -- "$(dirname -- "$script")"     # all relative paths are relative to this folder
@@ -200,7 +209,7 @@ watcher=$!
 disown "$watcher"
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done      # a signal only ends one wait
 code=0
-wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the code of its child
+wait "$launcher" 2>/dev/null || code=$?                                                  # bash keeps the exit code of its child
 posted=$(posted_code)
 if [ -z "$posted" ] && [ $((NPROC * NNODES)) -gt 1 ] && [ "$code" = 1 ] && compgen -G "$VIT_LAUNCH/pid-*" >/dev/null; then
     echo "train.sh: error: a process of the run was lost, and no other could report it (the output above names it)" >&2

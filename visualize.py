@@ -1,9 +1,8 @@
-"""Pictures of what a model attends to and of what a run did: PNG, PDF or SVG files.
+"""Draws what a model attends to, and what a run did: PNG, PDF or SVG files.
 
-    python visualize.py attention --checkpoint output/NAME --image photo.jpg
+python visualize.py lists the pictures. Without --checkpoint it shows the embedded model of letters, on the embedded digits. The
+notebook uses the same functions: load and examples, and those of utils/report/views.py.
 
-`python visualize.py --help` lists the pictures. Without --checkpoint it is the embedded model of letters, on the embedded
-digits. The notebook uses the same functions: load and examples, and those of utils/report/views.py.
 Exit codes: 0 done; 2 bad input, reported in one line. A traceback is a bug of this program.
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
@@ -21,74 +20,122 @@ from typing import TYPE_CHECKING
 from utils import process
 
 with process.imports("visualize.py"):
-    from models.checkpoints.hub import model_of
+    from models.checkpoints import hub
+    from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
-    from utils.config import OF_OTHERS, ConfigError, Parser, check_opened
+    from utils.config import ConfigError, Parser, add_flags_of_others, check_opened, check_writable, parse_command
+    from utils.config import overview as describe_pictures
     from utils.config.types import fraction, positive_int, user_path
-    from utils.files import where_looked
+    from utils.files import make_parents, where_looked
 
 if TYPE_CHECKING:
     from utils.build import Opened
     from utils.report.views import Example
 
 FEW, SOME = 4, 64                                    # images of the data set: to draw, to average over
-
-# picture: what it shows, and its options beside --output
-VERBS = {
-    "attention": ("every layer, and every head of one, over the image", "image", "layer", "head"),
-    "rollout": ("joint attention of all layers", "image", "fusion", "drop"),
-    "grad-rollout": ("joint attention, weighted by the gradient of a class", "image", "target", "drop"),
-    "class-attention": ("CaiT: its class-attention layers", "image"),
-    "distance": ("how far each head attends, mean over images", "image"),
-    "position": ("similarity of the position embeddings", "model"),
-    "filters": ("principal components of the patch embedding", "model"),
-    "curves": ("loss, accuracy and learning rate of one run or several", "runs"),
-    "confusion": ("a run evaluated: confusion matrix and worst mistakes", "data"),
+SUFFIXES = (".png", ".pdf", ".svg")
+PURPOSE = __doc__.partition("\n")[0]
+RUN, PHOTO = "--checkpoint output/flowers", "--image photo.jpg"
+# picture: what it shows, an example of its flags, and the groups of its flags (OPTIONS)
+PICTURES = {
+    "attention": ("every layer, and every head of one layer, over the image", f"{RUN} {PHOTO}", "image", "layer", "head"),
+    "rollout": ("joint attention of all layers", f"{RUN} {PHOTO}", "image", "fusion", "drop"),
+    "grad-rollout": ("joint attention, weighted by the gradient of a class", f"{RUN} {PHOTO} --target rose", "image", "target",
+                     "drop"),
+    "class-attention": ("the class-attention layers of CaiT", f"--checkpoint output/cait {PHOTO}", "image"),
+    "distance": ("how far each head attends, as a mean over images", RUN, "image"),
+    "position": ("similarity of the position embeddings", RUN, "model"),
+    "filters": ("principal components of the patch embedding", RUN, "model"),
+    "curves": ("loss, accuracy and learning rate of one run or several", f"{RUN} output/flowers-2", "runs"),
+    "confusion": ("confusion matrix and worst mistakes of a run", RUN, "data"),
 }
-MODEL = {"checkpoint": {"type": user_path, "help": "run folder (its best.pt, or else its newest), checkpoint file of a run, or "
-                        "any other file or folder or published name (default: the embedded model)"},
-         **{name: OF_OTHERS[name] for name in ("model_type", "img_size", "num_heads")}}
-RESIZE = {name: OF_OTHERS[name] for name in ("interpolation", "eval_crop", "mean", "std")}
-DATA = {"split": {"choices": ("train", "val", "test"), "help": "of the run's data set (default: what it was tested on)"},
+COMMANDS = [(name, shows, f"{name} {example}") for name, (shows, example, *_) in PICTURES.items()]
+# Flags of OF_OTHERS: those that describe the model, and those that say how it sees images.
+MODEL_OF_OTHERS = ("model_type", "img_size", "num_heads")
+VIEW_OF_OTHERS = ("classifier", "interpolation", "eval_crop", "mean", "std")
+MODEL = {"checkpoint": {"type": user_path, "metavar": "PATH", "help": "a run folder (its best.pt, or else its newest "
+                        "checkpoint), a checkpoint file, any other file or folder of weights, or a published name (default: the "
+                        "embedded model)"}}
+DATA = {"split": {"choices": ("train", "val", "test"), "help": "images of the run's data set to use (default: those that the run "
+                  "was tested on)"},
         "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
                    f"{FEW}; distance: {SOME}; confusion: all)"}}
 OPTIONS = {
     "model": MODEL,
     "data": MODEL | DATA,
-    "image": MODEL | RESIZE | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "pictures, or folders of "
-                                         "them (default: images of the data set)"}} | DATA,
-    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "run folders"}},
-    "layer": {"layer": {"type": positive_int, "help": "whose heads are shown, from 1 (default: the last)"}},
-    "head": {"head": {"type": positive_int, "help": "this head, from 1, in place of the mean of the heads"}},
-    "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "of the heads (default: mean)"}},
-    "drop": {"drop": {"type": fraction, "default": 0.0, "help": "set the lowest fraction of each layer's entries to 0, but "
-                                                              "for the columns of cls, dist and registers (default: 0)"}},
-    "target": {"target": {"help": "the class, by name or number (default: the predicted one)"}},
+    "image": MODEL | {"image": {"type": user_path, "nargs": "+", "metavar": "FILE", "help": "images, or folders of images "
+                                "(default: images of the run's data set)"}} | DATA,
+    "runs": {"checkpoint": {"type": user_path, "nargs": "+", "metavar": "RUN", "help": "one run folder or more (default: none)"}},
+    "layer": {"layer": {"type": positive_int, "metavar": "N", "help": "layer whose heads are shown, from 1 (default: the last)"}},
+    "head": {"head": {"type": positive_int, "metavar": "N", "help": "show this head, from 1 (default: the mean of the heads)"}},
+    "fusion": {"fusion": {"choices": ("mean", "max", "min"), "default": "mean", "help": "how to combine heads (default: mean)"}},
+    "drop": {"drop": {"type": fraction, "metavar": "0..1", "default": 0.0, "help": "set this lowest fraction of each layer's "
+                      "entries to 0, except the columns of cls, dist and registers (default: 0)"}},
+    "target": {"target": {"metavar": "CLASS", "help": "class, by name or number from 0 (default: the predicted one)"}},
 }
 
 
+def make_parser(picture: str) -> Parser:
+    shows, example, *groups = PICTURES[picture]
+    parser = Parser(prog=f"visualize.py {picture}", description=f"Draws {shows}.",
+                    examples=[(f"visualize.py {picture} {example}", "written to the run folder")])
+    for group in groups:
+        for name, settings in OPTIONS[group].items():
+            parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--output", type=user_path, metavar="PATH", help=f"a file ({', '.join(SUFFIXES)}) or a folder, which is "
+                        "made if necessary. An earlier picture of the same name is replaced, but no other file (default: the "
+                        "run folder, or output/pictures)")
+    if picture != "curves":
+        add_flags_of_others(parser, MODEL_OF_OTHERS + VIEW_OF_OTHERS * ("image" in groups))
+    return parser
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Raises ConfigError."""
-    parser = Parser(prog="visualize.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="PICTURE")
-    for verb, (shows, *groups) in VERBS.items():
-        own = verbs.add_parser(verb, help=shows, description=shows, allow_abbrev=False)
-        for group in groups:
-            for name, settings in OPTIONS[group].items():
-                own.add_argument(f"--{name}", **settings)
-        own.add_argument("--output", type=user_path,
-                         help="file (.png, .pdf, .svg), or a folder (default: the run's, or output/pictures)")
-    options = parser.parse_args(argv)
+    """Read the arguments, and check what can be known without PyTorch. Raises ConfigError."""
+    picture = parse_command(argv, PURPOSE, "pictures", COMMANDS, "visualize.py")
+    options = make_parser(picture).parse_args(argv[1:])
+    options.verb = picture
     if getattr(options, "image", None) and (options.split or options.images):
-        raise ConfigError("--split and --images choose from the data set. Omit them or --image")
-    if options.verb == "curves" and not options.checkpoint:
-        raise ConfigError("curves needs --checkpoint, folders of runs such as output/NAME, after bash train.sh")
-    if options.verb != "curves":
-        options.model_type = check_opened(vars(options), model_of, published_name, published_names(), "checkpoint")
+        raise ConfigError("--split and --images choose from the run's data set, and --image names other images. Omit one")
+    for path in getattr(options, "image", None) or ():
+        check_image(path)
+    if picture == "curves" and not options.checkpoint:
+        raise ConfigError("--checkpoint is missing: curves needs one run folder or several, such as output/flowers")
+    if picture != "curves":
+        options.model_type = check_opened(vars(options), hub, published_name, published_names(), "checkpoint",
+                                          require_weights)
+    if options.output is not None:
+        check_output(Path(options.output))
     return options
 
 
+def check_image(path: str | Path) -> None:
+    """Raises ConfigError where nothing is there."""
+    if not os.path.exists(path):
+        raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError where no picture can be written at the path, a file or a folder."""
+    if path.is_dir() or not path.suffix:
+        check_writable("--output", path)
+        return
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--output {path}: a picture is written as {', '.join(SUFFIXES)}")
+    check_writable("--output", path.parent)
+    check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
+    if path.is_file() and (contents := path.read_bytes()) and b"matplotlib" not in contents.lower():
+        raise ConfigError(f"--output {path} exists and was not drawn by this program, so it is not replaced. Give another name")
+
+
 def main(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        print(describe_pictures(PURPOSE, "pictures", COMMANDS, "visualize.py"))
+        return 0
     skipped = []
     with process.program("visualize.py", signals=False) as program:
         options = parse(argv)
@@ -97,11 +144,14 @@ def main(argv: list[str]) -> int:
 
         folder, drawings = draw(options, skipped)
         process.collect_garbage()
-        for path, (_, figure) in zip(plots.output_paths(options.output, folder, [name for name, _ in drawings]), drawings):
+        paths = plots.output_paths(options.output, folder, [name for name, _ in drawings])
+        for path in paths:
+            check_replaceable(path)
+        for path, (_, figure) in zip(paths, drawings):
             with skip_unreadable(skipped):
                 drawn = figure()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                plots.save(drawn, path)
+                with make_parents(path):
+                    plots.save(drawn, path)
                 print(f"wrote {path}", flush=True)
         program.exit_code = max(skipped, default=0)
     return program.exit_code
@@ -109,7 +159,7 @@ def main(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def skip_unreadable(skipped: list[int]):
-    """Continues after an image that cannot be read, or whose name is too long: its exit code goes to `skipped`."""
+    """Report an image that cannot be read, or whose name is too long, and continue; add its exit code to `skipped`."""
     from utils.data.splits import ImageError
     from utils.files import StorageError
 
@@ -124,15 +174,15 @@ def skip_unreadable(skipped: list[int]):
 
 
 def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tuple[str, Callable]]]:
-    """-> (the folder for the pictures where none is given, [(name of the file, what makes its figure)])"""
+    """Return (the folder for the pictures if --output is not given, [(name of the file, a function that makes its figure)])."""
     from utils.report import views
 
     verb = options.verb
     if verb == "curves":
         folder = views.picture_folder(options.checkpoint[0])
         return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
-    resize = {name: getattr(options, name, None) for name in RESIZE}
-    subject = load(options.checkpoint, options.model_type, options.img_size, num_heads=options.num_heads, **resize)
+    typed = {name: getattr(options, name, None) for name in MODEL_OF_OTHERS + VIEW_OF_OTHERS}
+    subject = load(options.checkpoint, **typed)
     folder = views.picture_folder(options.checkpoint)
     if verb in ("position", "filters"):
         figure = views.draw_positions if verb == "position" else views.draw_filters
@@ -161,8 +211,8 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
 
 def load(checkpoint: str | None = None, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
          interpolation: str | None = None, eval_crop: float | None = None, num_heads: int | None = None,
-         mean: tuple | None = None, std: tuple | None = None) -> "Opened":
-    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
+         mean: tuple | None = None, std: tuple | None = None, classifier: str | None = None) -> "Opened":
+    """Open a run folder, a checkpoint file, any other file or folder of weights, a published name, or None, the embedded model.
 
     Raises ConfigError, ModelError or CheckpointError.
     """
@@ -170,28 +220,28 @@ def load(checkpoint: str | None = None, model_type: str | None = None, img_size:
 
     from utils.build import open_model
 
-    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, num_heads=num_heads, interpolation=interpolation,
-                         eval_crop=eval_crop, mean=mean, std=std)
+    subject = open_model(checkpoint, model_type=model_type, img_size=img_size, num_heads=num_heads, classifier=classifier,
+                         interpolation=interpolation, eval_crop=eval_crop, mean=mean, std=std)
     subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return subject
 
 
 def split_of(subject: "Opened", name: str | None = None, count: int | None = None) -> tuple:
-    """-> (the split's name, `count` of its images, evenly spaced, or all, names of its classes).
+    """Return (the split's name, `count` of its images, evenly spaced, or all, the names of its classes).
 
-    name None: what the run was tested on. Raises ConfigError or DataError.
+    name: None for the split that the run was tested on. Raises ConfigError or DataError.
     """
     from utils.data.splits import Subset
 
     if not subject.has_data:
-        raise ConfigError("the checkpoint is of no run, which would name its data: add --image, pictures or a folder")
+        raise ConfigError("--checkpoint is not one of your runs, which name their data set. Add --image, with images or folders")
     name, split, classes = subject.split(name)
     count = min(count or len(split), len(split))
     return name, Subset(split, [number * len(split) // count for number in range(count)]), classes
 
 
 def examples(subject: "Opened", images: list[str] | None = None, split: str | None = None, count: int = FEW) -> "list[Example]":
-    """Files, and the pictures in folders; or `count` images of a split, evenly spaced -> views.Example each.
+    """Return a views.Example for each file in `images` and each image in its folders, or for `count` images of a split.
 
     Raises ConfigError or DataError.
     """
@@ -205,8 +255,7 @@ def examples(subject: "Opened", images: list[str] | None = None, split: str | No
         return [Example(data.name(index), data, index, classes[data.targets[index]]) for index in range(len(data))]
     found = []
     for path in map(Path, images):
-        if not path.exists():
-            raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
+        check_image(path)
         below = picture_files(path) if path.is_dir() else []
         if path.is_dir() and not below:
             raise ConfigError(f"--image {path}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")

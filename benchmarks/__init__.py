@@ -1,1 +1,1 @@
-"""How fast the project is beside its peers and beside the machine's limit: one file a question. See README.md."""
+"""Measure how fast the project is, compared with other packages and the machine's limit: one file per question (README.md)."""

@@ -1,7 +1,7 @@
-"""Every question in order: python -m benchmarks [cpu | gpu]. Figures go to results/MACHINE.json and from there to RESULTS.md.
+"""Ask all questions: python -m benchmarks [cpu | gpu]. Figures go to results/MACHINE.json, and from there to RESULTS.md.
 
-Batches and rounds are such that the CPU part takes about forty minutes on two cores; a machine with more may take more of
-both. Nothing else should run meanwhile.
+With these batches and rounds the CPU part takes about forty minutes on two cores; larger machines can use more of both. Nothing
+else should run meanwhile.
 """
 
 import shlex
@@ -51,7 +51,7 @@ PARTS = {
 def main(argv: list[str]) -> int:
     part = argv[0] if argv else "cpu"
     if part not in PARTS or len(argv) > 1:
-        print(f"python -m benchmarks [{' | '.join(PARTS)}]", file=sys.stderr)
+        print(f"Usage: python -m benchmarks [{' | '.join(PARTS)}]", file=sys.stderr)
         return 2
     file, failed = report.RESULTS / f"{machine.name()}.json", []
     for line in PARTS[part].strip().splitlines():

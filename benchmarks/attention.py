@@ -1,4 +1,4 @@
-"""Attention alone, forward and backward: torch's fused kernel, the two products written out, and what models/attention.py takes.
+"""Attention, forward and backward: torch's fused kernel, the two products written out, and the choice of models/attention.py.
 
 python -m benchmarks.attention --models ViT-B_16 --size 224 --precision fp32,bf16
 """
@@ -17,11 +17,12 @@ FUSED = "fused kernel"
 
 
 def attend(way: str, row: dict, batch: int, precision: str, device: str, threads: int) -> Callable[[], None]:
+    """Return a step: attention forward and backward, computed in this way."""
     from .ours import attention, keep_memory
 
     arrange(device, threads, precision)
     if device == "cpu":
-        keep_memory()               # as in training, or half of it is taking new memory
+        keep_memory()               # as in training; otherwise half of the time is page faults
     tokens, width = (row["size"] // row["patch_size"]) ** 2 + 1, row["hidden_size"] // row["num_heads"]
     shape = batch, row["num_heads"], tokens, width
     q, k, v = (torch.randn(shape, device=device, dtype=AUTOCAST.get(precision, torch.float32), requires_grad=True)
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
                               threads=0, contenders="", rounds=7)
     if options.quick:
         options.models, options.size, options.batch, options.threads = "ViT-Nano_2", 8, "2", 1
-    with harness.stage(options.quick) as where:
+    with harness.worker_pool(options.quick) as pool:
         for model in options.models.split(","):
             row = row_of(model, options.size)
             for precision in options.precision.split(","):
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
                 group = harness.choose_contenders([
                     Contender(way, "benchmarks.attention:attend", given | {"way": way}, "ours" if way == OURS else "peer")
                     for way in (FUSED, "written out", OURS)], options.contenders)
-                costs = harness.measure(group, where, rounds=options.rounds)
+                costs = harness.measure(group, pool, rounds=options.rounds)
                 harness.report(harness.record(
                     f"attention {model} {row['size']} {precision} {options.device}", group, costs, baseline=FUSED, unit="seconds",
                     settings={"batch": options.batch, "threads": options.threads or "all", "rounds": options.rounds}),

@@ -1,4 +1,4 @@
-"""What is the same for every contender of a question: threads, precision, and the matrix product that is the limit."""
+"""What is the same for all contenders of a question: threads, precision, images, and the matrix product that is the limit."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ MATMUL = {"fp32_bf16_matmul": "medium", "tf32": "high"}
 
 
 def arrange(device: str, threads: int, precision: str) -> None:
-    """Threads (0: one a core) and what float32 matrix products may use inside; of the whole process."""
+    """Set the threads of this process (0: one per core), and what float32 matrix products may use inside."""
     if threads:
         torch.set_num_threads(threads)
     if torch.get_float32_matmul_precision() != MATMUL.get(precision, "highest"):
@@ -21,13 +21,13 @@ def arrange(device: str, threads: int, precision: str) -> None:
 
 
 def images(batch: int, size: int, channels: int = 3) -> torch.Tensor:
-    """Noise, uint8 (batch, channels, size, size), the same for every contender."""
+    """Return noise, uint8 (batch, channels, size, size), the same for every contender."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
 def matmul(device: str, threads: int, precision: str, side: int) -> Callable[[], None]:
-    """A product of two square matrices in the type that the precision multiplies in."""
+    """Return a step: a product of two square matrices in the type in which this precision multiplies."""
     arrange(device, threads, precision)
     multiply = profiling.product(torch.device(device), AUTOCAST.get(precision, torch.float32), side)
 

@@ -1,10 +1,10 @@
-"""Whole runs of train.py on small images held in memory, made 224 px: seconds a step, and the share of them without data.
+"""Whole runs of train.py on small images in memory, resized to 224 px: seconds a step, and how much of them waits for data.
 
 python -m benchmarks.end_to_end --models ViT-Ti_16 --batch 32 --files 200
 
-With --files so many JPEG files are made, of 500 x 375 pixels, and two more of ours run: from them, and from them prepared.
-The peer is the loop of the tutorials: DataLoader, PIL, RandomResizedCrop, flip, ToTensor, Normalize, timm's model, torch's SGD.
-Its loader has as many workers as train.py takes for images that it does not hold. Both in the precision of their default.
+--files N makes N JPEG files of 500 x 375 pixels, and adds two runs of ours: from the files, and from the prepared files.
+The peer is the loop of tutorials: DataLoader, PIL, RandomResizedCrop, flip, ToTensor, Normalize, timm's model, torch's SGD. Its
+loader has as many workers as train.py uses for images that are not in memory. Both use their default precision.
 """
 
 import sys
@@ -17,7 +17,7 @@ from .harness import OURS, Contender
 
 
 def tutorial(row: dict, batch: int, device: str, steps: int) -> Callable[[], float]:
-    """Answers seconds a step, once the workers are there."""
+    """Return a step that trains and returns the seconds a step, not counting the start of the workers."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -41,7 +41,7 @@ def tutorial(row: dict, batch: int, device: str, steps: int) -> Callable[[], flo
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            loss.item()                                    # every tutorial prints it
+            loss.item()                                    # tutorials print it
             taken.append(time.perf_counter())
         return (taken[-1] - taken[runs.SETTLING - 1]) / steps
 
@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     options = harness.options(__doc__, argv, models="ViT-Ti_16", batch="32", size=224, precision="auto", device="cpu", steps=8,
                               files=0, contenders="", rounds=3)
-    runs.small(options)
-    with tempfile.TemporaryDirectory() as folder, harness.stage(options.quick) as where:
+    runs.shrink_if_quick(options)
+    with tempfile.TemporaryDirectory() as folder, harness.worker_pool(options.quick) as pool:
         for model in options.models.split(","):
             data = {OURS: runs.arrays(folder)}
             if options.files:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
                 *(Contender(name, "benchmarks.runs:training", {"flags": runs.flags(options, model, flags), "processes": 1,
                                                                "threads": 0}, "ours") for name, flags in data.items()),
             ], options.contenders)
-            costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
+            costs = harness.measure(group, pool, rounds=options.rounds, fresh=True)
             harness.report(harness.record(title, group, costs, baseline=group[0].name, unit="seconds a step", settings=settings),
                          options.json)
 

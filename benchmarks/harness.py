@@ -1,9 +1,8 @@
-"""Contenders side by side: A B C A B C ..., paired ratios, one table, one JSON record.
+"""Measure contenders in turns, A B C A B C ...: paired ratios, one table, one JSON record.
 
-Each contender lives in a process of its own (worker.py), because some of what is compared is a matter of the process:
-the allocator's settings, the kernels that matrix products may use. One works while the others sleep. Whatever the machine
-does to one round (a neighbour, the clock) it does to all contenders of it; the ratio of two of them in one round is paired,
-and the median over the rounds is what is reported, with its quartiles.
+Each contender has its own process (worker.py), because some settings belong to the process: those of the allocator, the kernels
+that matrix products may use. One works while the others sleep. What slows one round down (a neighbor, the clock) slows all
+contenders of that round. So ratios are computed within a round; their median and quartiles over the rounds are reported.
 """
 
 import argparse
@@ -25,21 +24,22 @@ from . import machine
 from .worker import Absent, Bench
 
 ROOT = Path(__file__).resolve().parent.parent
-TURN_S = 0.3          # a turn repeats its step until it takes about so long: shorter ones measure the waking up
+TURN_S = 0.3          # a turn repeats its step until it takes about so long: in shorter turns the process is still waking up
 OURS = "ours"
-ASIDE = ", data wait"      # a row that is no contender: part of another one's cost
+ASIDE = ", data wait"      # end of the name of a row that is no contender, but part of the cost of one
 
 
 class Failed(RuntimeError):
-    """A contender that could not be built or run: what its process said last."""
+    """Raised when a contender cannot be built or run; the message has the last lines of its process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """`build` is "module:function"; function(**given) gives step(), whose cost is its duration or the number it answers.
+    """One program, or one way to do something, that is measured.
 
-    A step that answers {"stall": seconds, "total": seconds} makes two rows of the table, "ours, stall" and "ours, total".
-    kind: "peer", "ours", or "limit" (what the machine could do, which nobody competes with).
+    build: "module:function"; function(**given) returns step(), whose cost is its duration, or the number that it returns. A step
+        that returns {"stall": seconds, "total": seconds} makes two rows of the table, "ours, stall" and "ours, total".
+    kind: "peer", "ours", or "limit" (what the machine could do).
     """
 
     name: str
@@ -50,18 +50,18 @@ class Contender:
 
 
 class Worker:
-    """A contender's process, which outlives a question: importing torch takes longer than most answers."""
+    """A contender's process. It is kept for the next question, because importing torch takes longer than most measurements."""
 
     def __init__(self, environment: dict, module: str = ""):
-        """module: what it imports while the others do the same"""
+        """Start the process. module: imported at once, while other processes import theirs."""
         self._errors = tempfile.TemporaryFile("w+")
-        # A contender whose turn is over shall not spin while the next one works.
+        # OpenMP's threads must not spin while the next contender works.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *filter(None, [module])], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._errors, text=True, env=os.environ | {"GOMP_SPINCOUNT": "1000"} | environment)
 
     def ask(self, *message) -> object:
-        """Raises Absent (a package is missing), Failed."""
+        """Send a message and return the reply. Raises Absent (a package is missing), Failed."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
@@ -76,7 +76,7 @@ class Worker:
         return value
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):          # it is gone already: killed for want of memory, say
+        with contextlib.suppress(BrokenPipeError):          # the process has ended already, for example out of memory
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -84,7 +84,7 @@ class Worker:
 
 
 class Inline:
-    """The same in this process, for --quick: nothing is to be learned from its figures."""
+    """The same in this process, for --quick; its figures mean nothing."""
 
     def __init__(self, environment: dict, module: str = ""):
         self._bench = Bench()
@@ -96,19 +96,21 @@ class Inline:
         pass
 
 
-class Stage:
-    """The workers of one command, by contender: a question asks those it needs to build again."""
+class WorkerPool:
+    """The workers of one command, by contender."""
 
     def __init__(self, quick: bool = False):
         self._kind, self._workers = Inline if quick else Worker, {}
         self.turn_s = 0.0 if quick else TURN_S
 
     def worker(self, contender: Contender) -> Worker | Inline:
+        """Return the worker of a contender; start it if there is none."""
         if contender.name not in self._workers:
             self._workers[contender.name] = self._kind(contender.environment, contender.build.partition(":")[0])
         return self._workers[contender.name]
 
-    def leave(self, contender: Contender) -> None:
+    def discard(self, contender: Contender) -> None:
+        """End the worker of a contender."""
         if contender.name in self._workers:
             self._workers.pop(contender.name).close()
 
@@ -118,54 +120,55 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(quick: bool) -> Iterator[Stage]:
-    opened = Stage(quick)
+def worker_pool(quick: bool) -> Iterator[WorkerPool]:
+    """Open a pool of workers, and close it at the end."""
+    opened = WorkerPool(quick)
     try:
         yield opened
     finally:
         opened.close()
 
 
-def measure(contenders: Sequence[Contender], where: Stage, *, rounds: int, fresh: bool = False) -> dict[str, list[float]]:
-    """-> the cost of each contender in each round, one round after the other. Absent peers are left out, with one line.
+def measure(contenders: Sequence[Contender], pool: WorkerPool, *, rounds: int, fresh: bool = False) -> dict[str, list[float]]:
+    """Return the cost of each contender in each round. Missing peers are skipped, with one line.
 
-    Every contender is built and runs once before the first round; fresh: it is built in a new process for every turn instead.
-    Raises Failed where a contender of ours cannot run.
+    Every contender is built and runs once before the first round. fresh: it is built in a new process for every turn instead.
+    Raises Failed if a contender of ours cannot run.
     """
     costs, repeats, taking_part = {}, {}, list(contenders)
     if not fresh:
         for contender in contenders:
-            where.worker(contender)
+            pool.worker(contender)
     for number in range(rounds if fresh else rounds + 1):
         for contender in list(taking_part):
             try:
-                cost = _turn(contender, where, repeats, number == 0 or fresh)
+                cost = _turn(contender, pool, repeats, number == 0 or fresh)
             except (Absent, Failed) as error:
                 if isinstance(error, Failed) and (contender.kind != "peer" or "out of memory" in str(error).lower()):
                     raise Failed(f"{contender.name}:\n{error}") from None
                 print(f"{contender.name}: skipped: {str(error).splitlines()[-1]}", flush=True)
-                where.leave(contender)
+                pool.discard(contender)
                 taking_part.remove(contender)
                 continue
             if fresh:
-                where.leave(contender)
+                pool.discard(contender)
             rows = {f"{contender.name}, {key}": value for key, value in cost.items()} if isinstance(cost, dict) else {
                 contender.name: cost}
             if fresh or number:
                 for name, value in rows.items():
                     costs.setdefault(name, []).append(value)
             else:
-                repeats[contender.name] = math.ceil(max(1, min(1000, where.turn_s / max(*rows.values(), 1e-9))))
+                repeats[contender.name] = math.ceil(max(1, min(1000, pool.turn_s / max(*rows.values(), 1e-9))))
     if not costs:
-        sys.exit("no contender is left")
+        sys.exit("no contender could run")
     for contender in taking_part:
         if not fresh:
-            where.worker(contender).ask("drop")
+            pool.worker(contender).ask("drop")
     return costs
 
 
-def _turn(contender: Contender, where: Stage, repeats: dict[str, int], build: bool) -> float | dict[str, float]:
-    worker = where.worker(contender)
+def _turn(contender: Contender, pool: WorkerPool, repeats: dict[str, int], build: bool) -> float | dict[str, float]:
+    worker = pool.worker(contender)
     if build:
         worker.ask("build", contender.build, contender.given)
     return worker.ask("run", repeats.get(contender.name, 1))
@@ -175,12 +178,12 @@ def _turn(contender: Contender, where: Stage, repeats: dict[str, int], build: bo
 
 
 def paired(baseline: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:
-    """How many times better than the baseline: median over the rounds of baseline / cost, and the quartiles around it."""
+    """Return baseline / cost: the median over the rounds, and the lower and upper quartile."""
     return spread([before / after for before, after in zip(baseline, costs, strict=True)])
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """-> median, lower and upper quartile"""
+    """Return median, lower and upper quartile."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -188,27 +191,27 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def best_peer(record: dict) -> str | None:
-    """The peer with the largest median ratio to the baseline; None where every peer was absent."""
+    """Return the peer with the largest median ratio to the baseline; None if there is none."""
     peers = [name for name, kind in record["kinds"].items() if kind == "peer"]
     return max(peers, key=lambda name: paired(record["costs"][record["baseline"]], record["costs"][name])[0], default=None)
 
 
-# ------------------------------------------------------------------------------------------------ what is printed and kept
+# ----------------------------------------------------------------------------------------------------- tables and records
 
 
 def record(title: str, contenders: Sequence[Contender], costs: dict[str, list[float]], *, baseline: str, unit: str,
            settings: dict, work: dict | None = None) -> dict:
-    """What is kept of a question: raw costs, and all that is needed to ask it again.
+    """Return what is kept of a question: raw costs, and everything that is needed to measure again.
 
-    work: by contender, how many floating-point operations (or whatever the limit counts) a cost stands for.
+    work: by contender, the floating-point operations (or whatever the limit counts) of one cost.
     """
     kinds = {name: contender.kind for contender in contenders for name in costs
              if name == contender.name or name.startswith(f"{contender.name}, ")}
     kinds |= {name: "aside" for name in costs if name.endswith(ASIDE)}
-    if baseline not in costs:                            # absent, or not asked for
+    if baseline not in costs:                            # missing, or not chosen
         baseline = next(iter(costs))
     command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
-    if "--json" in command:                              # where the record goes says nothing of the question
+    if "--json" in command:                              # the file of the record does not belong to the question
         place = command.index("--json")
         del command[place:place + 2]
     return {"title": title, "baseline": baseline, "unit": unit, "kinds": kinds, "costs": costs, "settings": settings,
@@ -217,10 +220,10 @@ def record(title: str, contenders: Sequence[Contender], costs: dict[str, list[fl
 
 
 def table(record: dict) -> list[str]:
-    """Markdown that reads well as it is: contender, median cost, ratio to the baseline, share of the limit."""
+    """Return a table, aligned for the terminal too: contender, median cost, ratio to the baseline, fraction of the limit."""
     costs, base, work = record["costs"], record["baseline"], record["work"]
     limits = [name for name, kind in record["kinds"].items() if kind == "limit" and name in work]
-    lines = [["contender", record["unit"], f"ratio to {base}", "quartiles"] + (["share of the limit"] if limits else [])]
+    lines = [["contender", record["unit"], f"ratio to {base}", "quartiles"] + (["fraction of the limit"] if limits else [])]
     for name, each in costs.items():
         row = [name, f"{statistics.median(each):.4g}", *_ratio(costs[base], each)]
         if record["kinds"][name] == "aside":
@@ -228,7 +231,7 @@ def table(record: dict) -> list[str]:
         if name in limits:
             row[2:] = ["", "", f"{work[name] / statistics.median(each) / 1e9:.0f} GFLOP/s"]
         elif limits:
-            row.append(f"{share(record, name):.0%}" if name in work else "")
+            row.append(f"{fraction_of_limit(record, name):.0%}" if name in work else "")
         lines.append(row)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, [("-" * (width - 1) + ":") if column else "-" * width for column, width in enumerate(widths)])
@@ -241,15 +244,15 @@ def _ratio(baseline: list[float], costs: list[float]) -> tuple[str, str]:
     return f"{middle:.2f}", f"{lower:.2f} - {upper:.2f}"
 
 
-def share(record: dict, name: str) -> float:
-    """Work a second of a contender, over that of the record's limit, paired."""
+def fraction_of_limit(record: dict, name: str) -> float:
+    """Return the work per second of a contender, divided by that of the record's limit, paired."""
     limit = next(other for other, kind in record["kinds"].items() if kind == "limit" and other in record["work"])
     scale = record["work"][name] / record["work"][limit]
     return spread([scale * top / cost for top, cost in zip(record["costs"][limit], record["costs"][name], strict=True)])[0]
 
 
 def report(record: dict, file: Path | None) -> None:
-    """Prints the table; with a file, puts the record into it in the place of an older one of the same title."""
+    """Print the table. With a file, write the record into it; it replaces an older one with the same title."""
     print(f"\n{record['title']}  ({', '.join(f'{key} {value}' for key, value in record['settings'].items())})")
     print("\n".join(table(record)), flush=True)
     if file is not None:
@@ -261,17 +264,17 @@ def report(record: dict, file: Path | None) -> None:
 # ---------------------------------------------------------------------------------------------------------- options
 
 OPTIONS = {
-    "models": ("names of models, by commas", str), "batch": ("images a step; `fill`: as many as fit (GPU)", str),
-    "size": ("side of the images", int), "precision": ("fp32, bf16, fp32_bf16_matmul; on a GPU also tf32, fp16; by commas", str),
-    "device": ("cpu or cuda", str), "threads": ("threads of a contender; 0: one a core", int),
-    "contenders": ("names, by commas; default all", str), "data_dir": ("real JPEGs in place of generated ones", Path),
-    "counts": ("numbers of photographs, by commas", str),
-    "timm_inference": ("timm's inference.py, which its package lacks; without it timm is left out", Path),
-    "steps": ("training steps of a run", int), "files": ("JPEG files to make and to train on too", int)}
+    "models": ("names of models, separated by commas", str), "batch": ("images a step; `fill`: as many as fit (GPU)", str),
+    "size": ("side of the images", int), "precision": ("fp32, bf16, fp32_bf16_matmul; on a GPU also tf32, fp16", str),
+    "device": ("cpu or cuda", str), "threads": ("threads of a contender; 0: one per core", int),
+    "contenders": ("names, separated by commas; default all", str), "data_dir": ("real JPEGs instead of generated ones", Path),
+    "counts": ("numbers of photographs, separated by commas", str),
+    "timm_inference": ("timm's inference.py (it is not in its package); without it timm is left out", Path),
+    "steps": ("training steps of a run", int), "files": ("also train on so many generated JPEG files", int)}
 
 
 def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str] = (), **defaults) -> argparse.Namespace:
-    """`defaults` are the options of OPTIONS that the question has; every question has --rounds, --json and --quick."""
+    """Parse the command line. defaults: the options of OPTIONS that the question has; all have --rounds, --json and --quick."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=defaults.pop("rounds"), help="default %(default)s")
     for name, default in defaults.items():
@@ -279,8 +282,8 @@ def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text}; default {default}")
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true")
-    parser.add_argument("--json", type=Path, help="file to put the record into")
-    parser.add_argument("--quick", action="store_true", help="a tiny model in one process: shows that it runs")
+    parser.add_argument("--json", type=Path, help="file to write the record into")
+    parser.add_argument("--quick", action="store_true", help="a tiny model in one process; only shows that it runs")
     given = parser.parse_args(argv)
     if given.quick:
         given.rounds = 2
@@ -288,10 +291,10 @@ def options(description: str, argv: Sequence[str] | None, *, flags: Sequence[str
 
 
 def choose_contenders(contenders: Sequence[Contender], names: str) -> list[Contender]:
-    """Those that are named, all of them for ''. Limits stay. Exits for a name that nobody has."""
+    """Return the contenders with these names (all of them for '') and the limits. Exits for an unknown name."""
     wanted = names.split(",") if names else [contender.name for contender in contenders]
     known = [contender.name for contender in contenders]
-    # Some of ours take part at one precision alone.
+    # Some of ours take part only at one precision.
     if unknown := {name for name in wanted if name not in known and not name.startswith(f"{OURS} (")}:
-        sys.exit(f"no contender is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+        sys.exit(f"--contenders: unknown name {', '.join(sorted(unknown))}. Choose from {', '.join(known)}")
     return [contender for contender in contenders if contender.name in wanted or contender.kind == "limit"]

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and with which versions; without importing torch."""
+"""The machine and the versions of a measurement, without importing torch."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm", "transformers", "
 
 
 def facts() -> dict:
-    """-> cpu, its flags for matrix products, cores that this process may use, memory in GiB, gpu ("" without one)"""
+    """Return cpu, its flags for matrix products, cores that this process may use, memory in GiB, gpu ("" without one)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {"cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -20,14 +20,17 @@ def facts() -> dict:
 
 
 def name() -> str:
-    """A file name: amd-epyc-2-cores, nvidia-h200"""
+    """Return a name for files: amd-epyc-2-cores, nvidia-h200."""
     found = facts()
     words = found["gpu"].partition(",")[0] or f"{found['cpu']} {found['cores']} cores"
     return "-".join("".join(letter if letter.isalnum() else " " for letter in words.lower()).split())
 
 
 def versions(more: tuple[str, ...] = ()) -> dict:
-    """Of this program (its commit, with a + where files differ from it), Python and the packages, and `more` of them"""
+    """Return the versions of this program (its commit, with a + if files differ from it), Python and packages.
+
+    more: names of further packages.
+    """
     found = {"commit": _commit(), "python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
@@ -58,7 +61,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def _gpu() -> str:
-    """Name and driver of the first one"""
+    """Return name and driver of the first GPU."""
     try:
         said = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True,
                               text=True, timeout=30, check=True).stdout

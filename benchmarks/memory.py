@@ -1,9 +1,9 @@
-"""Peak memory of a training step: weights, gradients, momentum, activations, and what the allocator keeps.
+"""The peak memory of a training step: weights, gradients, momentum, activations, and what the allocator keeps.
 
 python -m benchmarks.memory --models ViT-B_16 --precision fp32,bf16
 
-On the CPU the largest resident set of a fresh process above what it had with everything imported and run once in small;
-on a GPU torch's max_memory_allocated.
+On a CPU it is the largest resident set of a new process, minus what it had after importing everything and running a small model
+once. On a GPU it is torch's max_memory_allocated.
 """
 
 import gc
@@ -15,12 +15,12 @@ from pathlib import Path
 from . import harness, step
 from .harness import Contender
 
-STEPS = 2            # the second one finds the momentum there
+STEPS = 2            # momentum exists only from the second step on
 SMALL = "ViT-Nano_2"
 
 
 def peak(build: str, given: dict, small: dict) -> Callable[[], float]:
-    """-> a step that answers MiB. `small`: the row that everything is run with once before."""
+    """Return a step that returns MiB. small: the row of the model that runs once before."""
     import torch
 
     module, function = build.split(":")
@@ -43,7 +43,7 @@ def peak(build: str, given: dict, small: dict) -> Callable[[], float]:
 
 
 def resident(field: str, forget: bool = False) -> int:
-    """Bytes of this process, now (VmRSS) or at most (VmHWM) since the start, or since it was asked to forget. Linux alone."""
+    """Return the bytes of this process, now (VmRSS) or at most (VmHWM), on Linux. forget: restart the count of VmHWM."""
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
 
     options = harness.options(__doc__, argv, flags=["compile"], models="ViT-B_16", batch="8", size=224, precision="fp32,bf16",
                               device="cpu", threads=0, rounds=3, contenders="")
-    step.small(options)
-    with harness.stage(options.quick) as where:
+    step.shrink_if_quick(options)
+    with harness.worker_pool(options.quick) as pool:
         for model in options.models.split(","):
             row, small = row_of(model, options.size or None), row_of(SMALL, None)
             for precision in options.precision.split(","):
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
                                    {"build": each.build, "given": each.given, "small": small}, each.kind)
                          for each in stepping if each.kind != "limit"]
                 group = harness.choose_contenders(group, options.contenders)
-                costs = harness.measure(group, where, rounds=options.rounds, fresh=True)
+                costs = harness.measure(group, pool, rounds=options.rounds, fresh=True)
                 title = f"memory {model} {row['size']} {precision} {options.device}{' compiled' if options.compile else ''}"
                 harness.report(harness.record(title, group, costs, baseline="timm", unit="MiB",
                                             settings={"batch": options.batch, "rounds": options.rounds}), options.json)

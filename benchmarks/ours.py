@@ -1,4 +1,4 @@
-"""Our contenders: the objects that train.py makes, in the order in which it makes them. The only place that knows them."""
+"""Our contenders: the objects that train.py makes, in the same order. The only file of benchmarks that imports them."""
 
 import itertools
 import time
@@ -30,21 +30,21 @@ from .peers import CLASSES
 
 
 def row_of(name: str, size: int | None) -> dict:
-    """The sizes of a row of configs.MODELS, as plain values for the peers; `size` None: the row's own."""
+    """Return the sizes of a row of configs.MODELS as plain values for the peers. size: of the images; None: the row's."""
     row = configs.MODELS[name].copy_and_resolve_references()
     keys = ("patch_size", "hidden_size", "mlp_dim", "num_heads", "num_layers")
     return {key: row[key] for key in keys} | {"name": name, "size": size or row.img_size}
 
 
 def _precision(name: str, device: torch.device) -> precisions.Precision:
-    """"default" is what train.py takes where nothing is asked for."""
+    """Return the precision of this name; "default" is the default of train.py."""
     if name in MATMUL:
         name = "fp32"
     return precisions.choose("auto" if name == "default" else name, "O2", device)[0]
 
 
-def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tuple:
-    """-> (ranks, model, precision, normalize)"""
+def _build(row: dict, name: str, device: str, threads: int, compiled: bool) -> tuple:
+    """Return (ranks, model, precision, normalize)."""
     arrange(device, threads, name)
     if device == "cpu":
         devices.keep_memory()
@@ -59,7 +59,7 @@ def _made(row: dict, name: str, device: str, threads: int, compiled: bool) -> tu
 
 
 def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
-    """The same images for ever, as the training loader would give them."""
+    """Yield the same images again and again, as the training loader would."""
     targets, indices = torch.arange(len(pixels)) % CLASSES, np.arange(len(pixels))
     nothing = np.zeros_like(indices)
     for step in itertools.count():
@@ -67,8 +67,8 @@ def _batches(pixels: torch.Tensor) -> Iterator[data.Batch]:
 
 
 def training_step(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
-    """Trainer.train_step with the optimizer, scaler and precision of the recipe vit-paper."""
-    ranks, model, kind, normalize = _made(row, precision, device, threads, compiled)
+    """Return a step: Trainer.train_step with the optimizer, scaler and precision of the recipe vit-paper."""
+    ranks, model, kind, normalize = _build(row, precision, device, threads, compiled)
     groups = optim.parameter_groups(model.named_parameters(), weight_decay=0.0)
     trainer = engine.Trainer(
         model, optim.build_optimizer("sgd", groups, 1e-3), criterion.Criterion(), precisions.LossScaler(kind, ranks.device),
@@ -84,7 +84,7 @@ def training_step(row: dict, batch: int, precision: str, device: str, threads: i
 
 
 class _OneBatch:
-    """A loader of one batch."""
+    """A loader with one batch."""
 
     def __init__(self, batch: data.Batch):
         self._batch = batch
@@ -94,8 +94,8 @@ class _OneBatch:
 
 
 def evaluation(row: dict, batch: int, precision: str, device: str, threads: int, compiled: bool) -> Callable[[], None]:
-    """metrics.evaluate of one batch, its figures included."""
-    ranks, model, kind, normalize = _made(row, precision, device, threads, compiled)
+    """Return a step: metrics.evaluate of one batch, with its metrics."""
+    ranks, model, kind, normalize = _build(row, precision, device, threads, compiled)
     pixels = images(batch, row["size"])
     loader = _OneBatch(next(_batches(pixels.pin_memory() if device == "cuda" else pixels)))
 
@@ -106,7 +106,7 @@ def evaluation(row: dict, batch: int, precision: str, device: str, threads: int,
 
 
 def flops(row: dict) -> int:
-    """Of a training step for one image, as train.py counts them for its report."""
+    """Return the operations of a training step for one image, as train.py counts them."""
     return profiling.flops_per_image(create_model(row["name"], CLASSES, row["size"]), (3, row["size"], row["size"]))
 
 
@@ -114,16 +114,18 @@ keep_memory = devices.keep_memory
 
 
 def attention() -> torch.nn.Module:
+    """Return the module that computes attention in our models."""
     return Attend()
 
 
 def shapes(name: str) -> list[tuple[int, ...]]:
+    """Return the shapes of a model's parameters."""
     with torch.device("meta"):
         return [tuple(parameter.shape) for parameter in create_model(name, CLASSES).parameters()]
 
 
 def optimizer_step(parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
-    """What Trainer does once the gradients are there: their norm, and the one pass that clips and changes the weights."""
+    """Return a step: what Trainer does with the gradients, their norm and the one pass that clips and changes the weights."""
     optimizer = optim.build_optimizer("sgd", parameters, 1e-3)
     one = torch.ones(())
 
@@ -141,9 +143,9 @@ PREPARED = 256          # pixels of the shorter side of a prepared image
 
 
 def _input(split, batch: int, size: int) -> Callable[[], None]:
-    """The training loader of train.py without workers, and what the step does to its batches before the model."""
+    """Return a step: a batch of train.py's loader without workers, normalized as in a training step."""
     torch.set_num_threads(1)
-    devices.keep_memory()             # as train.py on a CPU
+    devices.keep_memory()             # as in train.py on a CPU
     config = configs.MODELS["ViT-B_16"]
     transform = transforms.train_transform("crop_flip", (size, size), crop_scale=0.08)      # torchvision's scale
     order = StepSampler(len(split), batch, 1, 0, 1, 0, 0, 10**6)
@@ -157,15 +159,18 @@ def _input(split, batch: int, size: int) -> Callable[[], None]:
 
 
 def folder_input(root: str, batch: int, size: int) -> Callable[[], None]:
+    """Return a step: a batch from class folders."""
     return _input(datasets.open_splits("folder", root).train, batch, size)
 
 
 def prepared_input(root: str, cache: str, batch: int, size: int) -> Callable[[], None]:
+    """Prepare the class folders into `cache`, and return a step: a batch from there."""
     prepare.build(datasets.open_splits("folder", root), "folder", cache, PREPARED, 1, lambda line: None)
     return folder_input(cache, batch, size)
 
 
 def cached_input(images: int, batch: int, size: int) -> Callable[[], None]:
+    """Return a step: a batch from arrays in memory."""
     return _input(splits.ArrayImages(arrays(images), [index % 10 for index in range(images)]), batch, size)
 
 
@@ -173,7 +178,8 @@ def cached_input(images: int, batch: int, size: int) -> Callable[[], None]:
 
 
 def load(row: dict, path: str) -> Callable[[], None]:
-    devices.keep_memory()             # as train.py on a CPU
+    """Return a step: construct a model with the weights of a file."""
+    devices.keep_memory()             # as in train.py on a CPU
 
     def step() -> None:
         create_model(row["name"], CLASSES, pretrained=path)
@@ -182,7 +188,7 @@ def load(row: dict, path: str) -> Callable[[], None]:
 
 
 def trained(row: dict) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """A model and the optimizer of vit-paper, with momentum."""
+    """Return a model and the optimizer of vit-paper, with momentum."""
     model = create_model(row["name"], CLASSES)
     optimizer = optim.build_optimizer("sgd", model.parameters(), 0.0)
     for parameter in model.parameters():
@@ -193,7 +199,7 @@ def trained(row: dict) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 def save(row: dict, folder: str) -> Callable[[], dict[str, float]]:
-    """Answers seconds: "stall", until training may go on, and "total", until the file is on the disk."""
+    """Return a step that saves and returns seconds: "stall" until training continues, "total" until the file is on the disk."""
     model, optimizer = trained(row)
     place = Path(folder, "ours")
     place.mkdir()

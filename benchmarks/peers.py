@@ -1,7 +1,7 @@
-"""The peers' models and the loop that their users write: torch's SGD and clip_grad_norm_, autocast, images ready-made.
+"""The peers: their models, and the loop that their users write: torch's SGD and clip_grad_norm_, autocast.
 
-Each model is built as its package builds it by default, of the sizes of our row (configs.MODELS). They get float images
-that lie on the device already: what ours does to its uint8 images counts against ours.
+Each model is built as its package builds it by default, with the sizes of our row (configs.MODELS). Peers get float images that
+are already on the device, while ours converts its uint8 images.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .conditions import AUTOCAST, arrange, images
 
-# What is more than the sizes of a plain ViT: timm's names.
+# timm's names of models that are no plain ViT.
 NAMED = {"R50-ViT-B_16": "vit_base_r50_s16_224", "R50-ViT-L_32": "vit_large_r50_s32_224",
          "DINOv2-B_14": "vit_base_patch14_dinov2", "DINOv3-B_16": "vit_base_patch16_dinov3",
          "EVA02-B_14": "eva02_base_patch14_224", "SigLIP-B_16": "vit_base_patch16_siglip_224"}
@@ -56,7 +56,7 @@ def vit_pytorch(row: dict) -> nn.Module:
 
 
 class _Layer(nn.Module):
-    """A layer as the ViT-pytorch scripts formulate it: q, k and v apart, the weights of attention held, dropout 0.1."""
+    """A layer as the ViT-pytorch scripts formulate it: separate q, k and v, attention weights in memory, dropout 0.1."""
 
     def __init__(self, width: int, heads: int, mlp_dim: int):
         super().__init__()
@@ -69,7 +69,7 @@ class _Layer(nn.Module):
         y = self.norm1(x)
         q, k, v = (part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
-        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))        # as shipped, attention itself has no dropout
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))        # in their default settings attention has no dropout
         return x + self.mlp(self.norm2(x))
 
 
@@ -95,7 +95,7 @@ MODELS = {"timm": timm, "transformers": transformers, "torchvision": torchvision
 
 
 def of(name: str, row: dict) -> bool:
-    """Whether the peer has this model: what is no plain ViT is timm's alone."""
+    """Return whether the peer has this model. Only timm has models that are no plain ViT."""
     return name == "timm" or row["name"] not in NAMED
 
 
@@ -110,7 +110,7 @@ def _autocast(device: str, precision: str) -> torch.autocast:
 
 def training_step(peer: str, row: dict, batch: int, precision: str, device: str, threads: int,
                   compiled: bool) -> Callable[[], None]:
-    """Forward, backward, clip, SGD with momentum."""
+    """Return a step: forward, backward, clip, SGD with momentum."""
     arrange(device, threads, precision)
     model = _model(peer, row, device, compiled).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -133,7 +133,7 @@ def training_step(peer: str, row: dict, batch: int, precision: str, device: str,
 
 def evaluation(peer: str, row: dict, batch: int, precision: str, device: str, threads: int,
                compiled: bool) -> Callable[[], None]:
-    """The forward pass of one batch, without gradients."""
+    """Return a step: the forward pass of one batch, without gradients."""
     arrange(device, threads, precision)
     model = _model(peer, row, device, compiled).eval()
     pixels = (images(batch, row["size"]).float() / 127.5 - 1).to(device)

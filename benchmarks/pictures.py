@@ -1,4 +1,4 @@
-"""Images to measure with, where no real ones are given: smooth shapes with detail and grain, about as large as photographs."""
+"""Generate images to measure with: smooth shapes with detail and grain, with files about as large as those of photographs."""
 
 import struct
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def photograph(generator: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise of several scales, the coarse ones strongest, as in photographs."""
+    """Return noise of several scales, the coarse ones strongest, as in photographs."""
     total = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((4, 70), (16, 35), (64, 14), (256, 6)):
         size = min(cells, width), min(max(1, cells * height // width), height)
@@ -19,7 +19,7 @@ def photograph(generator: np.random.Generator, width: int, height: int) -> Image
 
 
 def folder(root: Path, images: int, width: int, height: int) -> Path:
-    """root/train/CLASS/n.jpg and root/val/CLASS/n.jpg, two classes, quality 90 -> root"""
+    """Write root/train/CLASS/n.jpg and root/val/CLASS/n.jpg, two classes, quality 90. Return root."""
     generator = np.random.default_rng(0)
     for part, count in (("train", images), ("val", 2)):
         for number in range(count):
@@ -30,7 +30,7 @@ def folder(root: Path, images: int, width: int, height: int) -> Path:
 
 
 def mnist(root: Path, train: int, test: int) -> Path:
-    """Files in MNIST's format (idx: a magic number, the sizes, bytes) with grey noise of 28 px, ten classes -> root"""
+    """Write files in MNIST's format (idx: a magic number, the sizes, bytes): gray noise of 28 px, ten classes. Return root."""
     generator = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", train), ("t10k", test)):

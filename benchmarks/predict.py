@@ -1,9 +1,9 @@
-"""From the command to the last label: predict.py beside timm's inference.py, on photographs of 500 x 375 px, start included.
+"""From the command to the last label: predict.py and timm's inference.py, on photographs of 500 x 375 px.
 
 python -m benchmarks.predict --timm_inference timm/inference.py --counts 20,2000
 
-Both label the same files with the same weights, resized and cropped alike (bicubic, 0.875), in float32 and with the batch and the
-workers that are their defaults, and write a csv file of the two likeliest classes.
+Both label the same files with the same weights, resized and cropped in the same way (bicubic, 0.875), in float32, with the batch
+and the workers of their defaults. Both write a csv file of the two most probable classes. The start of the program counts.
 """
 
 import os
@@ -22,7 +22,7 @@ from .harness import OURS, ROOT, Contender
 SIZE, DISTINCT, CLASSES = (500, 375), 200, 100
 PEER = "timm's inference.py"
 SMALL = "small"           # 32 px in patches of 4: reading is most of the work, as it is on a GPU
-# How the model is made here, and what timm's script calls it.
+# Arguments of the model here, and flags of timm's script for it.
 MODELS = {
     "DeiT-Ti_16": ({"name_or_config": "DeiT-Ti_16"}, ["--model", "deit_tiny_patch16_224"]),
     "DeiT-S_16": ({"name_or_config": "DeiT-S_16"}, ["--model", "deit_small_patch16_224"]),
@@ -35,7 +35,7 @@ MODELS = {
 
 
 def photographs(root: Path, count: int) -> Path:
-    """root/x/n.jpg; of more than DISTINCT the first are repeated under other names."""
+    """Write root/x/n.jpg and return root. More than DISTINCT images are the first ones again, under other names."""
     (root / "x").mkdir(parents=True)
     generator = np.random.default_rng(0)
     for number in range(count):
@@ -48,7 +48,7 @@ def photographs(root: Path, count: int) -> Path:
 
 
 def command(words: list[str], output: str) -> Callable[[], float]:
-    """Answers the seconds of the whole command. Raises RuntimeError where it does not write all its rows."""
+    """Return a step that runs the command and returns its seconds, or raises RuntimeError if it fails or writes no file."""
     def step() -> float:
         Path(output).unlink(missing_ok=True)
         started = time.perf_counter()
@@ -63,6 +63,7 @@ def command(words: list[str], output: str) -> Callable[[], float]:
 
 
 def contenders(folder: Path, weights: Path, photos: Path, model: str, script: Path | None, device: str) -> list[Contender]:
+    """Return ours, and timm's if its script is given."""
     ours, theirs = folder / "ours.csv", folder / "timm.csv"
     words = [sys.executable, "predict.py", str(weights), str(photos), "--output", str(ours), "--interpolation", "bicubic",
              "--eval_crop", "0.875", "--device", device, *(["--num_heads", "4", "--img_size", "32"] if model == SMALL else [])]
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
                               contenders="", rounds=3)
     if options.quick:
         options.counts = "3"
-    with tempfile.TemporaryDirectory() as place, harness.stage(options.quick) as where:
+    with tempfile.TemporaryDirectory() as place, harness.worker_pool(options.quick) as pool:
         folder = Path(place)
         for model in options.models.split(","):
             torch.manual_seed(0)
@@ -99,9 +100,9 @@ def main(argv: list[str] | None = None) -> None:
                     photographs(photos, count)
                 known = contenders(folder, weights, photos, model, options.timm_inference, options.device)
                 group = harness.choose_contenders(known, options.contenders)
-                costs = harness.measure(group, where, rounds=options.rounds)
+                costs = harness.measure(group, pool, rounds=options.rounds)
                 for contender in group:
-                    where.leave(contender)                      # the next question has another command under the same name
+                    pool.discard(contender)                      # the next question has another command with the same name
                 harness.report(harness.record(
                     f"predict {model} {count} photographs", group, costs, baseline=group[0].name, unit="seconds",
                     settings={"size": "{} x {}".format(*SIZE), "device": options.device, "rounds": options.rounds}), options.json)

@@ -1,4 +1,4 @@
-"""Whole runs of train.py as a user starts them, read through their logs."""
+"""Whole runs of train.py as a user starts them; figures are read from their logs."""
 
 import itertools
 import json
@@ -14,28 +14,29 @@ from pathlib import Path
 from . import pictures
 from .harness import ROOT
 
-SETTLING = 3            # first steps that are not counted
+SETTLING = 3            # first steps, which are not counted
 _numbers = itertools.count(1)
 
 
 def start(command: Sequence[str], folder: str, environment: dict) -> tuple[subprocess.Popen, Path]:
-    """-> (the process, its log, which appears when it has begun)"""
+    """Start a run. Return its process, and its log, which exists from its beginning."""
     name = f"{os.getpid()}-{next(_numbers)}"
     flags = ["--name", name, "--output_dir", folder, "--log_dir", f"{folder}/logs"]
-    clean = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}      # train.py has its own
+    clean = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}      # train.py sets its own
     process = subprocess.Popen([*command, *flags], cwd=ROOT, env=clean | environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     return process, Path(folder, name, "log.jsonl")
 
 
 def finish(process: subprocess.Popen) -> None:
+    """Wait for the end of a run. Raises RuntimeError if it fails."""
     _, said = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{' '.join(process.args)} ended with code {process.returncode}: {said[-2000:]}")
 
 
 def first_step(command: list[str]) -> Callable[[], float]:
-    """Answers the seconds until the log has a training step. The run goes on to its end, which is not counted."""
+    """Return a step that returns the seconds until the log has a training step. The rest of the run is not counted."""
     folder = tempfile.TemporaryDirectory()
 
     def step(keep=folder) -> float:
@@ -51,6 +52,7 @@ def first_step(command: list[str]) -> Callable[[], float]:
 
 
 def bare(command: list[str]) -> Callable[[], None]:
+    """Return a step that runs a command."""
     def step() -> None:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
@@ -58,7 +60,7 @@ def bare(command: list[str]) -> Callable[[], None]:
 
 
 def arrays(folder: str) -> list[str]:
-    """Flags of a data set of grey images of 28 px, which train.py holds in memory"""
+    """Return the flags of a data set of gray images of 28 px, which train.py keeps in memory."""
     root = Path(folder, "mnist")
     if not root.exists():
         pictures.mnist(root, train=2000, test=8)
@@ -66,7 +68,7 @@ def arrays(folder: str) -> list[str]:
 
 
 def files(folder: str, images: int) -> dict[str, list[str]]:
-    """Flags of so many JPEG files of ImageNet's size, as they are and prepared"""
+    """Return the flags of so many JPEG files of ImageNet's size: "files", and "prepared"."""
     root, prepared = Path(folder, "files"), Path(folder, "prepared")
     found = {name: ["--dataset", "folder", "--data_dir", str(place)] for name, place in (("files", root), ("prepared", prepared))}
     if not root.exists():
@@ -77,7 +79,7 @@ def files(folder: str, images: int) -> dict[str, list[str]]:
 
 
 def flags(options, model: str, data: list[str]) -> list[str]:
-    """Of a run whose images are cropped, mirrored and made as large as the model wants; hardly anything is evaluated."""
+    """Return the flags of a run with random crops and mirror images at the size of the model, and hardly any evaluation."""
     steps = str(options.steps + SETTLING)
     return [*data, "--recipe", "vit-paper", "--model_type", model,
             "--pretrained_dir", "none", "--img_size", str(options.size), "--train_batch_size", options.batch,
@@ -85,16 +87,16 @@ def flags(options, model: str, data: list[str]) -> list[str]:
             "--precision", options.precision]
 
 
-def small(options) -> None:
-    """--quick"""
+def shrink_if_quick(options) -> None:
+    """With --quick: take a tiny model and few steps."""
     if options.quick:
         options.models, options.size, options.batch, options.steps, options.rounds = "ViT-Nano_2", 8, "16", 2, 1
 
 
 def training(flags: list[str], processes: int, threads: int) -> Callable[[], dict[str, float]]:
-    """A run of train.py on so many processes of so many threads (0: as many as there are cores).
+    """Return a step: a run of train.py on so many processes with so many threads each (0: one per core).
 
-    Answers, as means of a step, the first steps apart: "step", seconds, and "data wait", those of them without data.
+    The step returns means over all but the first training steps: "step", in seconds, and "data wait", the part that waits.
     """
     folder = tempfile.TemporaryDirectory()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []

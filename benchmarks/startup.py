@@ -1,4 +1,4 @@
-"""From the command to the first training step of the embedded default, files in the page cache, beside `import torch`.
+"""From the command to the first training step of the embedded default, with files in the page cache, and `import torch`.
 
 python -m benchmarks.startup
 """
@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> None:
         Contender(f"{OURS} (train.py)", "benchmarks.runs:first_step", {"command": [sys.executable, "train.py", *SHORT]}, "ours"),
         Contender(f"{OURS} (train.sh)", "benchmarks.runs:first_step", {"command": ["bash", "train.sh", *SHORT]}, "ours"),
     ], options.contenders)
-    with harness.stage(options.quick) as where:
-        costs = harness.measure(group, where, rounds=options.rounds)
+    with harness.worker_pool(options.quick) as pool:
+        costs = harness.measure(group, pool, rounds=options.rounds)
     harness.report(harness.record("startup", group, costs, baseline="import torch", unit="seconds",
                                 settings={"rounds": options.rounds}), options.json)
 

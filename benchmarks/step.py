@@ -1,9 +1,9 @@
-"""Training step: forward, backward, clip, SGD with momentum. Ours against the peers at equal precision and batch.
+"""Training step: forward, backward, clip, SGD with momentum. Ours and the peers with the same precision and batch.
 
 python -m benchmarks.step --models ViT-B_16 --precision fp32,bf16
 
-In float32 two more of ours run: with bf16 inside the matrix products (--precision fp32_bf16_matmul gives that to everybody),
-and what train.py does where no precision is asked for.
+In float32 ours runs two more times: with bf16 inside the matrix products (--precision fp32_bf16_matmul does that for all
+contenders), and with the default precision of train.py.
 """
 
 import sys
@@ -15,7 +15,10 @@ FILLING = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)      # batches that `fill` 
 
 
 def contenders(question: str, row: dict, batch: int, given: dict, side: int) -> list[Contender]:
-    """question: the functions of this name in peers.py and ours.py; side: of the matrices of the limit"""
+    """Return the contenders of a question.
+
+    question: the name of the functions in peers.py and ours.py; side: of the matrices of the limit.
+    """
     from . import peers
 
     shared = {"row": row, "batch": batch, **given}
@@ -30,17 +33,20 @@ def contenders(question: str, row: dict, batch: int, given: dict, side: int) -> 
     return [*found, Contender("matmul", "benchmarks.conditions:matmul", matmul, "limit")]
 
 
-def ask(question: str, word: str, share: float, options) -> None:
-    """Every model at every precision, one record each. share: of the work of a training step."""
+def measure_models(question: str, word: str, fraction: float, options) -> None:
+    """Measure every model with every precision, and report one record for each.
+
+    fraction: of the operations of a training step.
+    """
     from utils.run.profiling import SIDE
 
     from .ours import flops, row_of
 
     side = 64 if options.quick else SIDE[options.device]
-    with harness.stage(options.quick) as where:
+    with harness.worker_pool(options.quick) as pool:
         for model in options.models.split(","):
             row = row_of(model, options.size or None)
-            operations = flops(row) * share
+            operations = flops(row) * fraction
             for precision in options.precision.split(","):
                 given = {"precision": precision, "device": options.device, "compiled": options.compile,
                          "threads": options.threads}
@@ -48,13 +54,13 @@ def ask(question: str, word: str, share: float, options) -> None:
                 for batch in batches:
                     group = harness.choose_contenders(contenders(question, row, batch, given, side), options.contenders)
                     try:
-                        costs = harness.measure(group, where, rounds=options.rounds)
+                        costs = harness.measure(group, pool, rounds=options.rounds)
                         break
                     except harness.Failed as error:
                         if batch == batches[-1] or "out of memory" not in str(error).lower():
                             raise
-                        where.close()
-                # The limit is that of the precision: a contender with another one has no share of it.
+                        pool.close()
+                # The limit is measured in this precision: contenders with another one have no fraction of it.
                 work = {each.name: operations * batch for each in group if each.given["precision"] == precision}
                 work["matmul"] = 2 * side ** 3
                 title = f"{word} {model} {row['size']} {precision} {options.device}{' compiled' if options.compile else ''}"
@@ -63,8 +69,8 @@ def ask(question: str, word: str, share: float, options) -> None:
                     settings={"batch": batch, "threads": options.threads or "all", "rounds": options.rounds}), options.json)
 
 
-def small(options) -> None:
-    """--quick"""
+def shrink_if_quick(options) -> None:
+    """With --quick: take a tiny model."""
     if options.quick:
         options.models, options.size, options.batch, options.threads = "ViT-Nano_2", 8, "2", 1
 
@@ -72,8 +78,8 @@ def small(options) -> None:
 def main(argv: list[str] | None = None) -> None:
     options = harness.options(__doc__, argv, flags=["compile"], models="ViT-B_16", batch="8", size=224, precision="fp32,bf16",
                               device="cpu", threads=0, rounds=3, contenders="")
-    small(options)
-    ask("training_step", "step", 1, options)
+    shrink_if_quick(options)
+    measure_models("training_step", "step", 1, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A contender's process: builds and runs what it is asked to. Messages are lines of JSON.
+"""A contender's process: build and run steps on request. Messages are lines of JSON.
 
 ["build", "module:function", {...}]  -> ["ready", null] or ["absent", "which package to install"]
-["run", n]                           -> ["cost", seconds a step, or the mean of what the steps answered; by name if they did]
+["run", n]                           -> ["cost", seconds a step, or the mean of what the steps returned, by name if they did]
 ["drop"]                             -> ["dropped", null]
 """
 
@@ -17,10 +17,12 @@ OWN = ("benchmarks", "configs", "models", "train", "utils")
 
 
 class Absent(RuntimeError):
-    """A package that a contender needs is not installed."""
+    """Raised when a package that a contender needs is not installed."""
 
 
 class Bench:
+    """Build a step and run it, here or in another process."""
+
     def __init__(self):
         self._step: Callable[[], float | None] | None = None
 
@@ -35,23 +37,23 @@ class Bench:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] in OWN:
                 raise
-            raise Absent(f"no package {error.name} here: pip install -r benchmarks/requirements.txt") from error
+            raise Absent(f"package {error.name} is not installed: pip install -r benchmarks/requirements.txt") from error
 
     def _run(self, times: int) -> float | dict[str, float]:
         cuda = _cuda()
         if cuda:
-            self._step()                     # what the turn before gave back is taken again
+            self._step()                     # takes back the memory that the previous turn gave back
             cuda.synchronize()
         started = time.perf_counter()
-        answers = [self._step() for _ in range(times)]
+        values = [self._step() for _ in range(times)]
         if cuda:
             cuda.synchronize()
         elapsed = time.perf_counter() - started
         if cuda:
             cuda.empty_cache()               # the next contender may need all the memory
-        if isinstance(answers[0], dict):
-            return {name: sum(answer[name] for answer in answers) / times for name in answers[0]}
-        return elapsed / times if answers[0] is None else sum(answers) / times
+        if isinstance(values[0], dict):
+            return {name: sum(value[name] for value in values) / times for name in values[0]}
+        return elapsed / times if values[0] is None else sum(values) / times
 
     def _drop(self) -> None:
         self._step = None
@@ -65,7 +67,7 @@ def _cuda():
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)                            # what a library prints is not a reply
+    os.dup2(2, 1)                            # libraries print to standard error, not among the replies
     bench, kinds = Bench(), {"build": "ready", "run": "cost", "drop": "dropped"}
     for module in sys.argv[1:]:
         importlib.import_module(module)

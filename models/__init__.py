@@ -1,7 +1,7 @@
-"""The one door to the models: create_model, load_model, list_models, load_pretrained, record_attention and others.
+"""The public functions and classes of this package: create_model, load_model, list_models, load_pretrained and others.
 
-A name is imported from its module when it is first used (PEP 562), because PyTorch takes a second to load and the names
-of models and published files, and the errors, do not need it.
+A name is imported from its module when it is first used (PEP 562): loading PyTorch takes a second, and the lists of names and
+the errors do not need it.
 
 Shape legend, used in every file: B images, N tokens, D width, H heads, d = D / H, C classes, P patch side, (h, w) grid.
 """
@@ -23,7 +23,7 @@ MODULES = {
     "sigmoid_attention": ["edit_attention", "record_patch_logits", "use_sigmoid_attention"],
     "vit": ["VisionTransformer"],
 }
-# What a user expects here and takes the rooms of utils, which import models: how images are read, resized and labelled.
+# Users look for it here, but it needs utils, which imports models: utils reads, resizes and labels images.
 ABOVE = {"utils.build.loaded": ["load_model"]}
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in MODULES.items() for name in names} | {
     name: module for module, names in ABOVE.items() for name in names}
@@ -31,7 +31,7 @@ __all__ = ["ModelError", "list_models", *_MODULE_OF]
 
 
 def list_models() -> list[str]:
-    """The names that create_model knows."""
+    """Return the names of the models that create_model builds."""
     return list(importlib.import_module("configs").MODELS)
 
 

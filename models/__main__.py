@@ -1,25 +1,27 @@
-"""`python -m models FILE` says what a file of weights is: its model, its images, its head, and what to type to use it.
+"""`python -m models FILE` describes a file of weights: its model, its images, its head, and what to type to use it.
 
-FILE is a file of weights, a folder of timm, transformers or a run, or a published name. Headers alone are read, so that the size
-of a file does not matter, and nothing is downloaded.
+FILE is a file of weights, a folder of timm, transformers or a run, or a published name. Only headers are read, so a large file
+takes no longer, and nothing is downloaded.
 """
 
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 from configs import MODELS, architecture
 
 from .checkpoints.fit import check_pooling, may_read_either
-from .checkpoints.hub import published_file
+from .checkpoints.hub import FREE, PublishedFile, did_you_mean, page_of, published_file
 from .checkpoints.opened import OpenedCheckpoint
 from .checkpoints.published import find_checkpoint, license_of, published_name
 from .create import check_weights, resolve_row
 from .errors import ModelError, WeightsError
-from .match import describe_row, match_row
+from .match import SIZES, describe_row, match_row
 
 BEST = "best.pt"                                   # of a run folder
 READS = {"": "the cls token or the mean over the patches: nothing says which (--classifier)",
@@ -27,17 +29,28 @@ READS = {"": "the cls token or the mean over the patches: nothing says which (--
          "mean": "the mean over the patches", "token_mean": "the cls token and the mean over the patches",
          "attention": "what one learned query reads of the tokens"}
 SHOWN = 3                                          # names of classes
+COMMAND = "python -m models"
+EXAMPLES = (f"{COMMAND} output/flowers", f"{COMMAND} vit_base.safetensors", f"{COMMAND} facebook/dinov2-small")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ModelError, one line, where argparse prints the usage."""
+
+    def error(self, message: str):
+        words = re.sub("the following arguments are required: (.*)", r"\1 is missing", message)
+        raise ModelError(f"{words}. For example: {EXAMPLES[0]} ({COMMAND} --help)")
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a file that is no model of this program, with one line that says why."""
-    parser = argparse.ArgumentParser("python -m models", description=__doc__.partition("\n")[0])
-    parser.add_argument("file", metavar="FILE", help="a file or folder of weights, or a published name")
-    file = parser.parse_args(arguments).file
+    """Print the description. Return the exit code: 2, after one line, for a file that is no model of this program."""
+    parser = Parser(COMMAND, usage=f"{COMMAND} FILE", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description="\n".join([*textwrap.wrap(__doc__.partition("\n")[0], 78), "", "examples:",
+                                           *(f"  {example}" for example in EXAMPLES)]))
+    parser.add_argument("file", metavar="FILE", help="a file or folder of weights, a run folder, or a published name")
     try:
-        print("\n".join(describe(file)))
+        print("\n".join(describe(parser.parse_args(arguments).file)))
     except ModelError as error:
-        print(f"python -m models: {error}", file=sys.stderr)
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
         return ModelError.exit_code
     except BrokenPipeError:                        # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(what: str) -> list[str]:
-    """Lines about a file, a folder or a published name. Raises ModelError, also for a file that its model could not take."""
+    """Return lines about a file, a folder or a published name. Raises ModelError, also for a file that does not fit its model."""
     if not Path(what).exists():
         return _of_name(what)
     path = Path(what) / BEST if (Path(what) / BEST).is_file() else Path(what)
@@ -55,29 +68,43 @@ def describe(what: str) -> list[str]:
 
 
 def _of_name(what: str) -> list[str]:
-    """Of a published file that need not be here."""
+    """Return lines about a published file, which need not be on this machine."""
     known = published_file(what)
     name = published_name(what)
     if known is None or not known.model:
-        raise WeightsError(f"no file or folder at {what}, and no published name of a model of configs.py (MODEL_ZOO.md lists "
-                           "them)")
+        if known is None and name:
+            raise WeightsError(f"{what}: a repository that MODEL_ZOO.md does not list, so nothing is known of it before it is "
+                               f"here.{did_you_mean(what)} To try it: PRETRAINED_DIR={what} bash train.sh")
+        raise WeightsError(f"{what}: no such file or folder, and no published name of a model here.{did_you_mean(what)} "
+                           "MODEL_ZOO.md lists the names")
     license_text = license_of(what) or known.license or "not stated"
     return [f"published: {name or known.name}, {known.parameters:g} million parameters without the head, "
             f"{f'{known.classes} outputs' if known.classes else 'no head'}",
             f"model: {describe_row(known.model, {}, known.pixels)} (MODEL_TYPE={known.model})",
-            f"licence: {license_text}", f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+            f"licence: {license_text}", *_access(known),
+            f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+
+
+def _access(known: PublishedFile) -> list[str]:
+    """Return a line about a repository that may ask for an account: those with terms of their own."""
+    if not known.repository or not known.license or FREE.match(known.license):
+        return []
+    return [f"access: the publisher may ask you to accept the terms at {page_of(known.place)}; then set HF_TOKEN to a token of "
+            "your account"]
 
 
 def _of_run(file: OpenedCheckpoint) -> list[str]:
     settings, row = file.settings, architecture(**file.file.run["architecture"])
     name = settings["model_type"]
     size = settings.get("img_size") or row.img_size
-    title = describe_row(name, {}, size) if name in MODELS else name
+    own_sizes = {key: row[key] for key in (*SIZES, "num_heads") if name in MODELS and row[key] != MODELS[name][key]}
+    title = describe_row(name, own_sizes, size) if name in MODELS else name
+    other = ", with other sizes" * bool(own_sizes)
     names = list(file.file.run["classes"])
     used = file.path.parent if file.path.name == BEST else file.path
-    return [f"model: {title} (MODEL_TYPE={name}), of a run of train.py, step {file.step}", *_of_row(row, size),
+    return [f"model: {title} (MODEL_TYPE={name}{other}), of a run of train.py, step {file.step}", *_of_row(row, size),
             f"head: {len(names)} classes ({_some(names)}), which reads {READS[row.classifier]}",
-            f"to use it: python predict.py {shlex.quote(str(used))} IMAGES"]
+            f"to use it: {shlex.quote(sys.orig_argv[0])} predict.py {shlex.quote(str(used))} IMAGES"]
 
 
 def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
@@ -100,7 +127,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
 
 
 def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False) -> list[str]:
-    heads = "number of heads not told" if needs_heads else f"{row.num_heads} heads"
+    heads = "number of heads unknown" if needs_heads else f"{row.num_heads} heads"
     sides = (size, size) if isinstance(size, int) else tuple(size)
     blocks = f"{row.num_layers} block{'s' * (row.num_layers > 1)}"
     return [f"sizes: width {row.hidden_size}, MLP {row.mlp_dim}, {heads}, {blocks}, patches of {row.patch_size} px, images of "
@@ -112,9 +139,10 @@ def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False)
 def _of_images(file: OpenedCheckpoint, row: object) -> str:
     view = {key: row[key] for key in ("interpolation", "eval_crop")} | file.view
     numbers = [" ".join(f"{number:g}" for number in row[key]) for key in ("mean", "std")]
-    cut = (f"the middle {100 * view['eval_crop']:g} % of the shorter side" if view["eval_crop"] else
-           "the whole image, its shape not kept")
-    guessed = "" if "mean" in file.computed or file.tells_mean else ", as of the model's row: the file does not say"
+    crop = view["eval_crop"]
+    cut = ("the whole image, its shape not kept" if not crop else "shape kept, as much of the middle as fits" if crop == 1 else
+           f"the middle {100 * crop:g} % of the shorter side")
+    guessed = "" if "mean" in file.computed or file.tells_mean else ", from the model's row: the file does not say"
     return f"images: mean {numbers[0]}, std {numbers[1]}{guessed}; evaluated {view['interpolation']}, {cut}"
 
 

@@ -1,10 +1,9 @@
 """Self-attention, CaiT's talking heads and class attention, and recording their weights.
 
-The forward pass is torch's fused `scaled_dot_product_attention`, which never keeps the (N, N) weights in memory (on a CPU in
-bfloat16 two products, see cpu_bfloat16.py). The recorded weights are computed from the same q and k, and only while
-`record_attention` is active: it registers hooks on the submodule `attend` of every layer and removes them at the end, so
-that there is one forward pass and not two variants of it.
-Talking heads (Shazeer et al., arXiv 2003.02436) mix the weights of the heads, which no fused kernel does: their
+The forward pass is torch's fused `scaled_dot_product_attention`, which never stores the (N, N) weights (on a CPU in bfloat16, two
+products; see cpu_bfloat16.py). The recorded weights are computed from the same q and k, only while `record_attention` is active:
+it registers hooks on the submodule `attend` of every layer and removes them at the end, so there is only one variant of the
+forward pass. Talking heads (Shazeer et al., arXiv 2003.02436) mix the weights of the heads, which no fused kernel does: their
 forward pass computes the weights.
 
 Shapes: B images, N tokens, D width, H heads, d = D / H.
@@ -21,7 +20,7 @@ from . import cpu_bfloat16
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(d)) v. Invariant: weights(q, k) @ v == forward(q, k, v), dropout aside."""
+    """softmax(q k^T / sqrt(d)) v. Invariant without dropout: weights(q, k) @ v == forward(q, k, v)."""
 
     def __init__(self, dropout_rate: float = 0.0):
         super().__init__()
@@ -62,18 +61,18 @@ def _mixed_weights(logits: Tensor, proj_l: nn.Module, proj_w: nn.Module) -> Tens
 
 
 def mix_heads(maps: Tensor, proj: nn.Module) -> Tensor:
-    """(B, H, N, N) -> (B, H, N, N): `proj`, a linear layer over H, on every entry of the maps"""
+    """(B, H, N, N) -> (B, H, N, N): apply `proj`, a linear layer over H, to every entry of the maps"""
     mixed = cpu_bfloat16.mix_heads(maps, proj)
     if mixed is not None:
         return mixed
     weight, dtype = next(proj.parameters(), maps), maps.dtype
     if weight.is_floating_point() and not torch.is_autocast_enabled(maps.device.type):
-        dtype = weight.dtype                                # recorded maps are wider than the weights of a half-precision model
+        dtype = weight.dtype                                # recorded maps are wider than the weights in half precision
     return proj(maps.permute(0, 2, 3, 1).to(dtype)).permute(0, 3, 1, 2).to(maps.dtype)
 
 
 class QueryValueLinear(nn.Linear):
-    """D -> queries, keys and values (3 D), of which the keys have no bias (BEiT, arXiv 2106.08254)."""
+    """D -> queries, keys and values (3 D); the keys have no bias (BEiT, arXiv 2106.08254)."""
 
     def __init__(self, dim: int):
         super().__init__(dim, 3 * dim, bias=False)
@@ -87,8 +86,8 @@ class QueryValueLinear(nn.Linear):
 class SelfAttention(nn.Module):
     """Multi-head self-attention. The state dict has timm's names: qkv (3D, D) in the order q, k, v; proj (D, D).
 
-    qkv_bias: "all", "qv" (the keys have none) or "none". norm: makes a norm of a width, where one stands before `proj` (`scaled`)
-    or where queries and keys have one (`qk_norm`). rope: turns queries and keys.
+    qkv_bias: "all", "qv" (the keys have none) or "none". norm: creates a norm for a width; it is used before `proj` if `scaled`,
+    and for queries and keys if `qk_norm`. rope: rotates queries and keys.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0, *,
@@ -116,7 +115,7 @@ class SelfAttention(nn.Module):
 
 
 class TalkingHeadsAttention(SelfAttention):
-    """Self-attention with talking heads, under CaiT's names: `proj_l` and `proj_w` (H, H) beside qkv and proj."""
+    """Self-attention with talking heads, with CaiT's names: `proj_l` and `proj_w` (H, H) in addition to qkv and proj."""
 
     def __init__(self, dim: int, num_heads: int, dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0):
         super().__init__(dim, num_heads, dropout_rate, attention_dropout_rate)
@@ -130,7 +129,7 @@ class TalkingHeadsAttention(SelfAttention):
 
 
 class ClassAttention(nn.Module):
-    """Attention of the first token alone (Touvron et al., arXiv 2103.17239): one query, keys and values of all tokens."""
+    """Attention of the first token only (Touvron et al., arXiv 2103.17239): one query, keys and values of all tokens."""
 
     def __init__(self, dim: int, num_heads: int, dropout_rate: float = 0.0, attention_dropout_rate: float = 0.0):
         super().__init__()
@@ -165,16 +164,18 @@ def join_heads(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator[list[Tensor]]:
-    """with record_attention(model) as maps: model(images)  ->  maps[layer]: (B, H, N, N), float32.
+    """Record the attention weights of all layers.
+
+    with record_attention(model) as maps: model(images)  ->  maps[layer]: (B, H, N, N), float32.
 
     CaiT: the maps of its talking-heads layers, after `proj_w`, then (B, H, 1, 1 + N) of its class-attention layers.
-    Pooling by attention: its own map (B, H, 1, N) last, with heads of its own number.
-    The model's output is bitwise what it is without recording. A second forward pass inside the block replaces
-    the maps of the first. With `differentiable`, the output is computed from the recorded weights (equal up to
-    rounding), so that gradients reach them.
+    Pooling by attention: its map (B, H, 1, N) is the last, with its own number of heads.
+    Recording does not change the model's output, bit for bit. A second forward pass inside the block replaces the maps of the
+    first. With `differentiable`, the output is computed from the recorded weights (equal up to rounding), so that gradients
+    reach them.
 
-    Raises RuntimeError at the end of the block if a layer recorded nothing. That happens to models that were
-    already compiled: their graph ignores new hooks; record on the plain module instead.
+    Raises RuntimeError at the end of the block if a layer recorded nothing, as in compiled models: their graph ignores new
+    hooks; record on the plain module instead.
     """
     layers = [module for module in model.modules() if isinstance(module, Attend)]
     if not layers:
@@ -193,9 +194,9 @@ def record_attention(model: nn.Module, differentiable: bool = False) -> Iterator
 @contextlib.contextmanager
 def run_recorded(name: str, layers: list[Attend], recorded: list[Tensor | None],
                  record: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Calls record(index, layer, q, k, v, ...) after each forward pass of a layer; a Tensor it returns replaces the output.
+    """Call record(index, layer, q, k, v, ...) after each forward pass of a layer; a Tensor that it returns replaces the output.
 
-    Raises RuntimeError at the end of the block, in the name of the function `name`, if an entry of `recorded` is still None.
+    Raises RuntimeError at the end of the block if an entry of `recorded` is still None; the message begins with `name`.
     """
     handles = [layer.register_forward_hook(lambda layer, inputs, output, index=index: record(index, layer, *inputs))
                for index, layer in enumerate(layers)]

@@ -1,4 +1,5 @@
-"""What all families of models share: sizes, initial values, the order of the layers, and checks of a row of configs.MODELS.
+"""The base class of all families of models: sizes, initial values, the order of the layers, and the checks of a row of
+configs.MODELS.
 
 Shapes: B images, N tokens, D width, C classes, H heads, (h, w) grid.
 """
@@ -24,18 +25,18 @@ TOKENS = ("cls_token", "dist_token", "reg_token")
 class ImageTransformer(nn.Module):
     """A transformer that classifies images of one size: `model(images)` gives logits (B, C).
 
-    `config` is a row of configs.MODELS (any object with its attributes); img_size (height, width) in pixels.
-    A family adds:
-      num_prefix_tokens                     how many tokens it has before those of the patches
-      build()                               makes the layers behind the patch embedding
+    `config` is a row of configs.MODELS (any object with its attributes); img_size is (height, width) in pixels.
+    A family defines:
+      num_prefix_tokens                     the number of tokens before those of the patches
+      build()                               creates the layers after the patch embedding
       embed(images)                         (B, channels, height, width) -> (B, N, D), the tokens that enter the first block
-      forward_blocks(tokens, first=0)       (B, N, D) -> (B, N, D): block `first` (from 0), all behind it, and the last norm
-      forward_head(features)                (B, N, D), what forward_features returns -> logits (B, C)
+      forward_blocks(tokens, first=0)       (B, N, D) -> (B, N, D): blocks `first` (from 0) to the end, and the last norm
+      forward_head(features)                (B, N, D), the output of forward_features -> logits (B, C)
     """
 
     num_prefix_tokens: int
-    predictor: Callable | None = None          # how it is asked about images: load_model sets it
-    sigmoid_layers: tuple[int, ...] = ()       # layers of sigmoid attention, counted from 1: use_sigmoid_attention sets them
+    predictor: Callable | None = None          # classifies image files for `predict`; set by load_model
+    sigmoid_layers: tuple[int, ...] = ()       # layers with sigmoid attention, counted from 1; set by use_sigmoid_attention
 
     def __init__(self, config, num_classes: int, img_size: tuple[int, int]):
         super().__init__()
@@ -49,13 +50,13 @@ class ImageTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config.patch_size, channels, config.hidden_size, backbone, config.patch_bias,
                                       config.patch_norm, norm_of(config))
         self.build()
-        if not self.patch_embed.proj.weight.is_meta:         # there are no values to set, and it would take as long as to build
+        if not self.patch_embed.proj.weight.is_meta:         # a model without memory has no values to set
             self.initialize()
 
     # --------------------------------------------------------------------------------------------- forward passes
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, channels, height, width) -> (B, N, D), the tokens behind the last block and, where there is one, its norm"""
+        """(B, channels, height, width) -> (B, N, D), the tokens after the last block and the last norm, if there is one"""
         return self.forward_blocks(self.embed(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,18 +70,20 @@ class ImageTransformer(nn.Module):
     def forward_from(self, tokens: Tensor, block: int) -> Tensor:
         """(B, N, D), the tokens that enter `block` (from 0) -> logits (B, C)
 
-        forward_from(forward_to(images, block), block) is the whole model, so that what comes before an edited layer
-        needs to run once.
+        forward_from(forward_to(images, block), block) is the whole model, so the layers before an edited one need to run only
+        once.
         """
         return self.forward_head(self.forward_blocks(tokens, block))
 
     def predict(self, images: object, top_k: int = 1) -> object:
-        """A path or a PIL image -> its `label`, `probability` and `top`, (label, probability) of the top_k likeliest classes; a
-        list of them -> a list. Of a model that load_model has loaded, which knows how images are read for it and how they are
-        resized: the numbers of predict.py."""
+        """Classify a path or a PIL image: `label`, `probability` and `top`, the top_k (label, probability); a list for a list.
+
+        Only for a model of load_model, which knows how its images are read and resized. The numbers are those of predict.py.
+        """
         if self.predictor is None:
             raise ModelError("predict: this model does not know how its images are read and what its classes are called: "
-                             "load it with models.load_model, from a file that has a head and, of a run, all of its settings")
+                             "load it with models.load_model, from a file with a head (a run's checkpoint also needs its "
+                             "settings)")
         return self.predictor(self, images, top_k)
 
     def embed_patches(self, images: Tensor) -> Tensor:
@@ -95,10 +98,10 @@ class ImageTransformer(nn.Module):
 
     @property
     def query_rows(self) -> slice | list[int]:
-        """The queries of the last block's attention that the head reads: the first tokens, all patches for a mean over them, the
-        cls token and the patches where it reads both, or all tokens for pooling by attention, whose own query is one.
+        """The rows (queries) of the last block's attention that matter for the head.
 
-        Registers are none of them, unless pooling by attention reads them.
+        The class tokens for a head that reads them, all patches for a mean over them, the cls token and the patches if the head
+        reads both, all tokens for pooling by attention. Registers are included only for pooling by attention.
         """
         classifier, first = self.config.classifier, self.num_prefix_tokens
         if classifier == "token":
@@ -109,22 +112,22 @@ class ImageTransformer(nn.Module):
 
     @property
     def attention_layers(self) -> int:
-        """The layers with attention, as recording() and sigmoid attention count them. Pooling by attention is the last."""
+        """The number of layers with attention, as recording() counts them. Pooling by attention is the last."""
         return self.config.num_layers + self.config.class_layers + (self.config.classifier == "attention")
 
     @property
     def num_prefix_positions(self) -> int:
-        """How many rows the position table has before those of the patches."""
+        """The number of rows that the position table has before those of the patches."""
         return self.num_prefix_tokens if self.config.positions == "all" else 0
 
     def recording(self, first: int = 0, differentiable: bool = False) -> AbstractContextManager[list[Tensor]]:
-        """record_attention of the layers from `first` (from 0) on: maps[i] is (B, H, N, N) of layer first + i. The last is
-        that of pooling by attention where there is one, (B, H, 1, N).
+        """Record the attention of the layers from `first` (counted from 0): maps[i] is (B, H, N, N) of layer first + i.
 
-        Inside, run the whole model, or forward_from with a block up to `first`.
+        With pooling by attention, its map (B, H, 1, N) is the last. Inside the context, run the whole model, or forward_from
+        with a block up to `first`.
         """
-        behind = [*getattr(self, "blocks_token_only", ()), *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
-        layers = nn.ModuleList([*self.blocks, *behind][first:])
+        last = [*getattr(self, "blocks_token_only", ()), *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
+        layers = nn.ModuleList([*self.blocks, *last][first:])
         return record_attention(layers, differentiable)
 
     def recording_patch_logits(self) -> AbstractContextManager[list[Tensor]]:
@@ -137,11 +140,11 @@ class ImageTransformer(nn.Module):
 
     @property
     def depth(self) -> int:
-        """`layer_index` of the norm and the heads behind the last layer: the number of layers and one."""
+        """The `layer_index` of the last norm and the heads: the number of layers plus one."""
         return self.config.num_layers + self.config.class_layers + 1
 
     def layer_index(self, name: str) -> int:
-        """The layer a parameter belongs to: 0 the embeddings, 1 .. the layers in the order they run, `depth` norm and heads."""
+        """Return the layer of a parameter: 0 for embeddings, 1, 2, ... in the order of the layers, `depth` for norm and heads."""
         part, *rest = name.split(".")
         if part == "blocks":
             return int(rest[0]) + 1
@@ -153,11 +156,11 @@ class ImageTransformer(nn.Module):
         return 0
 
     def head_names(self) -> list[str]:
-        """The parameters that belong to the classes, which a new task initializes again."""
+        """Return the names of the parameters of the heads, which a new task initializes again."""
         return [name for name, _ in self.named_parameters() if name.startswith(("head.", "head_dist."))]
 
     def initialize(self) -> None:
-        """Sets Google's initial values for Google's rows (GELU in the tanh form), Meta's for the others; zero heads."""
+        """Set Google's initial values for Google's rows (GELU in the tanh form) and Meta's for all others; heads are zero."""
         initialize = self._initialize_as_google if self.config.gelu == "tanh" else self._initialize_as_meta
         initialize()
         for name in self.head_names():
@@ -205,7 +208,7 @@ class ImageTransformer(nn.Module):
 
 
 def stride(config) -> int:
-    """Pixels from one token to the next."""
+    """Return the distance in pixels from one patch to the next."""
     if config.resnet_layers is None:
         return config.patch_size
     return config.patch_size * 4 * 2 ** max(len(config.resnet_layers) - 1, 0)
@@ -216,7 +219,7 @@ def has_class_token(config) -> bool:
 
 
 def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
-    """Raises ModelError unless the keys of the row are possible and fit each other, the class count and the image size."""
+    """Raise ModelError if a value of the row is invalid or does not fit the others, or if num_classes or img_size is invalid."""
     _check_values(config)
     _check_family(config)
     if num_classes < 1:
@@ -228,8 +231,8 @@ def check(config, num_classes: int, img_size: tuple[int, int]) -> None:
         if side < step or side % step:
             near = sorted({max(side // step, 1) * step, (side // step + 1) * step})
             raise ModelError(
-                f"img_size {img_size[0]}x{img_size[1]}: {side} is not a multiple of {step}, the model's patch stride; "
-                f"take {' or '.join(map(str, near))}")
+                f"img_size {img_size[0]}x{img_size[1]}: {side} is not a multiple of {step}, the model's patch stride. "
+                f"Use {' or '.join(map(str, near))}")
 
 
 SIDE = 1 << 14           # pixels
@@ -240,7 +243,7 @@ PIXELS = Kind("a side or (height, width), in whole pixels", lambda value: all(is
 UNITS = Kind("None, or the number of units of every stage, such as (3, 4, 9)", lambda value: value is None or (
     isinstance(value, (tuple, list)) and len(value) <= 10 and all(is_whole(units) and 0 < units <= 1000 for units in value)))
 MEAN, STD = (-1e6, "a number for each channel"), (0, "a number above 0 for each channel")
-# The keys of a row, and what each must be.
+# The keys of a row, and the kind of value of each.
 ROW = {
     "patch_size": SIZE, "hidden_size": SIZE, "mlp_dim": SIZE, "num_heads": SIZE, "num_layers": COUNT,
     "in_channels": whole(1, 1000, "1 or more"), "dropout_rate": RATE, "attention_dropout_rate": RATE, "drop_path_rate": RATE,
@@ -274,9 +277,9 @@ def _check_values(config) -> None:
 
 
 def _check_family(config) -> None:
-    """Checks that keys of one family do not come with those of another."""
+    """Raise ModelError if the row mixes keys of different families."""
     if config.class_layers and config.distilled:
-        raise ModelError("distilled and class_layers: the first makes a DeiT, the second a CaiT; set only one of them")
+        raise ModelError("distilled and class_layers: the first makes a DeiT, the second a CaiT. Set only one of them")
     for name, family in (("class_layers", "CaiT"), ("distilled", "a distilled DeiT")):
         for key, needed, why in (("classifier", "token", "reads its tokens"), ("representation_size", 0, "has no pre_logits"),
                                  ("resnet_layers", None, "has no ResNet")):
@@ -291,33 +294,34 @@ def _check_family(config) -> None:
     _check_parts(config)
 
 
-# The keys that came with the families of 2022 and later: CaiT and the distilled DeiT have their plain values.
+# The keys for families of 2022 and later: CaiT and the distilled DeiT support only their default values.
 PARTS = ("pool_heads", "pool_mlp_dim", "class_token", "registers", "positions", "rope", "rope_grid", "mlp", "norm", "pre_norm",
          "patch_norm", "final_norm", "attention_norm", "mlp_norm", "qk_norm", "qkv_bias", "proj_bias", "mlp_bias", "patch_bias")
 PLAIN = architecture(patch_size=1, hidden_size=1, mlp_dim=1, num_heads=1, num_layers=1)
 
 
 def _check_parts(config) -> None:
-    """Checks that the parts of an encoder fit each other."""
+    """Raise ModelError if the parts of an encoder do not fit each other."""
     if config.class_layers or config.distilled:
         family = "CaiT (class_layers)" if config.class_layers else "a distilled DeiT (distilled)"
         for key in PARTS:
             if config[key] != PLAIN[key]:
                 raise ModelError(f"{key} {config[key]!r}: {family} has no such part, must be {PLAIN[key]!r}")
     if config.resnet_layers is not None and (config.patch_norm != "none" or not config.patch_bias):
-        raise ModelError(f"patch_norm {config.patch_norm!r}, patch_bias {config.patch_bias}: the patches of a hybrid have a bias "
-                         "and no norm; must be 'none' and True")
+        raise ModelError(f"patch_norm {config.patch_norm!r}, patch_bias {config.patch_bias}: the patch embedding of a hybrid has "
+                         "a bias and no norm; must be 'none' and True")
     if config.layer_scale < 0:
-        raise ModelError(f"layer_scale {config.layer_scale}: must be 0 (no factors of the branches) or above")
+        raise ModelError(f"layer_scale {config.layer_scale}: must be above 0, or 0 for a model without LayerScale")
     if config.classifier in ("token", "token_mean") and not config.class_token:
-        raise ModelError(f"classifier {config.classifier!r}: the model has no cls token (class_token); take 'mean'")
+        raise ModelError(f"classifier {config.classifier!r}: the model has no cls token (class_token). Use 'mean'")
     if config.positions == "none" and not config.rope:
-        raise ModelError("positions 'none': without rotary ones (rope) the model would not know where a patch is")
+        raise ModelError("positions 'none': without rotary positions (rope) the model would not know where a patch is")
     head_width = config.hidden_size // config.num_heads
     if config.rope and head_width % 4:
-        raise ModelError(f"rope {config.rope!r}: turns numbers in pairs along two axes, and the heads' width {head_width} "
-                         "(hidden_size / num_heads) is not divisible by 4")
+        raise ModelError(f"rope {config.rope!r}: rotates pairs of numbers along two axes, but the width of a head, {head_width} "
+                         "(hidden_size / num_heads), is not divisible by 4")
     if (config.rope in ("eva", "pe")) != (config.rope_grid > 0):
-        raise ModelError(f"rope_grid {config.rope_grid}: for rope 'eva' and 'pe' the patches a side of the pre-training, else 0")
+        raise ModelError(f"rope_grid {config.rope_grid}: must be the number of patches per side in pre-training for rope 'eva' "
+                         "and 'pe', and 0 for others")
     if config.pool_heads and config.hidden_size % config.pool_heads:
         raise ModelError(f"pool_heads {config.pool_heads}: hidden_size {config.hidden_size} is not divisible by it")

@@ -1,9 +1,9 @@
-"""CaiT: the patches attend to each other in the first layers, the cls token alone to them in the last ones.
+"""CaiT: in the first layers the patches attend to each other, in the last ones only the cls token attends to them.
 
-Touvron et al., "Going deeper with Image Transformers" (arXiv 2103.17239). As the published code: talking-heads
-attention over the patches, class attention in the last layers, every branch times a learnt factor for each channel
-(LayerScale) that starts small; stochastic depth with one rate in all talking-heads layers; neither it nor dropout in
-the class-attention layers. Differs from it: the head starts at zero, any image size is taken.
+Touvron et al., "Going deeper with Image Transformers" (arXiv 2103.17239). As in the published code: talking-heads attention over
+the patches; class attention in the last layers; every branch is multiplied by a learned factor for each channel (LayerScale) that
+starts small; stochastic depth with the same rate in all talking-heads layers; neither it nor dropout in the class-attention
+layers. Differences: the head starts at zero, and any image size is possible.
 
 Shapes: B images, N patches, D width, C classes. The state dict has the published names.
 """
@@ -35,7 +35,7 @@ class LayerScaleBlock(Block):
 
 
 class ClassBlock(LayerScaleBlock):
-    """The same for the cls token alone, which attends to itself and the patches."""
+    """The same for the cls token only, which attends to itself and the patches."""
 
     attention = ClassAttention
 
@@ -49,7 +49,7 @@ class CaiT(ImageTransformer):
     """The cls token has no position: it joins the patches in the class-attention layers."""
 
     num_prefix_tokens = 0
-    query_rows = slice(0, 1)            # of the class-attention layers, which have no other query
+    query_rows = slice(0, 1)            # the only query of class-attention layers
 
     def build(self) -> None:
         config, dim, norm = self.config, self.config.hidden_size, norm_of(self.config)
@@ -73,7 +73,7 @@ class CaiT(ImageTransformer):
         """(B, N, D) -> (B, 1 + N, D), the cls token and the patches after the last norm"""
         blocks = self.blocks[first:] if first else self.blocks
         patches = blocks(tokens)
-        # A copy: what counts FLOPs fails where a module is given a view of a parameter and gradients are off.
+        # A copy: FLOP counters fail if a module gets a view of a parameter while gradients are off.
         cls = self.cls_token.expand(patches.shape[0], -1, -1).clone()
         for block in self.blocks_token_only:
             cls = block(cls, patches)

@@ -1,9 +1,9 @@
 """DeiT with a distillation token.
 
-Touvron et al., "Training data-efficient image transformers & distillation through attention" (arXiv 2012.12877,
-section 4). A second token follows the cls token and has a head of its own, which learns from a teacher's labels;
-the prediction is the mean of the two heads' logits. DeiT without that token is a row of VisionTransformer.
-As the published code; differs from it: both heads start at zero, any image size is taken.
+Touvron et al., "Training data-efficient image transformers & distillation through attention" (arXiv 2012.12877, section 4). A
+second token follows the cls token. Its own head learns from a teacher's labels; the prediction is the mean of the two heads'
+logits. DeiT without that token is a row of VisionTransformer. Differences from the published code: both heads start at zero, and
+any image size is possible.
 """
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from .vit import VisionTransformer
 
 
 class DistilledVisionTransformer(VisionTransformer):
-    """Tokens before the patches: cls, dist. With `distilling` set, training returns the logits of both heads."""
+    """ViT with the tokens cls and dist before the patches. If `distilling` is set, training returns the logits of both heads."""
 
     def build(self) -> None:
         super().build()
@@ -22,8 +22,8 @@ class DistilledVisionTransformer(VisionTransformer):
     def forward_head(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, N, D) -> logits (B, C)
 
-        The one exception to "a model returns logits": in training mode and with `distilling` set it returns the logits
-        of the cls head and those of the dist head, (B, C) each, because the two have different targets.
+        In training mode with `distilling` set, it returns a pair instead, the logits (B, C) of the cls head and of the dist head,
+        because the two have different targets.
         """
         cls, dist = self.head(features[:, 0]), self.head_dist(features[:, 1])
         if self.training and self.distilling:

@@ -1,49 +1,50 @@
-"""The keys of a row of configs.MODELS, and the rows of today's families.
+"""The keys of a row of configs.MODELS, and the rows of the families of 2022 and later.
 
-Sizes, keys and presentations: the published configurations of timm and transformers, and the papers that the rows name.
+Sizes, keys, and how images are normalized and resized, are from the published configurations of timm and transformers and from
+the papers named next to the rows.
 """
 
 import re
 
 from ml_collections import ConfigDict
 
-# Every key of a row but the first five, which are sizes, and its default.
+# Every key of a row, except the five sizes, and its default.
 KEYS = {
     "dropout_rate": 0.0,               # after positions, attention output and both MLP layers
     "attention_dropout_rate": 0.0,     # on the attention weights
-    "drop_path_rate": 0.0,             # stochastic depth of the last block; rises linearly from 0 (CaiT: all blocks alike)
+    "drop_path_rate": 0.0,             # stochastic depth of the last block; rises linearly from 0 (CaiT: the same in all blocks)
     # What the head reads. "token": the cls token. "gap": the mean over all tokens after the last norm, without a cls token
     # (Google's GSAM). "patch_mean": the mean over the patches, then `fc_norm` in place of the last norm (MAE, EVA-02).
-    # "mean": the mean over the patches after the last norm. "token_mean": the cls token and that mean side by side, 2 D wide
-    # (DINO's linear heads). "attention": what one learned query reads of all tokens (SigLIP).
+    # "mean": the mean over the patches after the last norm. "token_mean": the cls token and that mean, concatenated to 2 D
+    # (DINO's linear heads). "attention": the output of one learned query over all tokens (SigLIP).
     "classifier": "token",
-    "pool_heads": 0,                   # heads and MLP of the pooling by attention; 0: as many, as wide as in the blocks
-    "pool_mlp_dim": 0,
+    "pool_heads": 0,                   # heads of the pooling by attention; 0: as in the blocks
+    "pool_mlp_dim": 0,                 # width of its MLP; 0: as in the blocks
     "representation_size": 0,          # width of the tanh layer `pre_logits` before the head; 0: none
     "distilled": False,                # DeiT's second token and head
     "class_layers": 0,                 # CaiT: layers of class attention after the talking-heads layers; 0: not a CaiT
-    "layer_scale": 0.0,                # initial factor of every branch, one learned number a channel; 0: no factors
-    "resnet_layers": None,             # units of each ResNet stage, () for the stem alone; None: no ResNet
+    "layer_scale": 0.0,                # LayerScale: initial factor of each channel of every branch; 0: no factors
+    "resnet_layers": None,             # units of each ResNet stage, () for only the stem; None: no ResNet
     "resnet_width": 64,                # channels of the ResNet's stem
     "resnet_style": "google",          # paddings and eps; "timm" and "vit-pytorch" for the hybrids of those programs
-    "sigmoid_attention": "",           # layers whose attention a person may edit: "last", "all", or such as "3,7", from 1
+    "sigmoid_attention": "",           # layers whose attention people can edit: "last", "all", or numbers from 1 such as "3,7"
     # The tokens before the patches: the cls token, then registers (Darcet et al., arXiv 2309.16588), which no head reads.
     "class_token": True,
     "registers": 0,
     # Learned positions: of "all" tokens, of the "patches" only, or "none".
     "positions": "all",
     "position_resize": "bilinear",     # how a table is resized to another grid: a key of models/layers.py RESIZE_RULES
-    # Rotary positions of queries and keys: a key of models/rope.py, "": none. rope_grid: patches a side that coordinates are
-    # scaled to, for "eva" and "pe".
+    # Rotary positions of queries and keys: a kind of models/rope.py, "": none. rope_grid: for "eva" and "pe", coordinates are
+    # scaled to a grid of so many patches per side.
     "rope": "",
     "rope_grid": 0,
-    "mlp": "plain",                    # "swiglu": silu(gate) times value, each mlp_dim wide, in place of GELU
+    "mlp": "plain",                    # "swiglu": silu(gate) * value, each mlp_dim wide, instead of GELU
     "gelu": "tanh",                    # Google's form; "erf" is the exact one, "quick" x * sigmoid(1.702 x) (OpenAI's CLIP)
     "norm": "layer",                   # LayerNorm; "rms": RMSNorm (AIMv2)
-    "norm_eps": 1e-6,                  # of every norm; a file of another program may bring its own
+    "norm_eps": 1e-6,                  # of every norm; a file of another program may set its own
     "pre_norm": False,                 # a norm before the first block (CLIP)
     "patch_norm": "none",              # "after" the projection of the patches (AIMv2); "around" it (lucidrains' vit-pytorch)
-    "final_norm": True,                # the norm behind the last block
+    "final_norm": True,                # the norm after the last block
     "attention_norm": False,           # a norm before the output projection of the attention (EVA-02's CLIP towers)
     "mlp_norm": False,                 # a norm before the second layer of the MLP (EVA-02)
     "qk_norm": False,                  # norms of the queries and the keys, over each head
@@ -55,49 +56,50 @@ KEYS = {
     "img_size": 224,
     "mean": (0.5, 0.5, 0.5),           # inputs are (x / 255 - mean) / std
     "std": (0.5, 0.5, 0.5),
-    "interpolation": "bilinear",       # how its publisher resizes and evaluates images: the flags of these names
+    "interpolation": "bilinear",       # how its publisher resizes and evaluates images; see the flags of these names
     "eval_crop": 0.0,
-    "channel_mean": (),                # of the colour weights that a grey model is filled from, where it is one
+    "channel_mean": (),                # for a grey model: mean and std of the color weights that it loads
     "channel_std": (),
 }
 
 
 def architecture(patch_size: int, hidden_size: int, mlp_dim: int, num_heads: int, num_layers: int, **more) -> ConfigDict:
-    """One row. patch_size: side of a patch in pixels (hybrids: in cells of the ResNet's output); hidden_size: D; num_heads: H.
+    """Return a row of configs.MODELS.
 
-    `more` overrides KEYS; an unknown key is an error.
+    patch_size: side of a patch in pixels (hybrids: in cells of the ResNet's output); hidden_size: D; num_heads: H. `more`
+    overrides KEYS; raises KeyError for an unknown key.
     """
     row = ConfigDict({"patch_size": patch_size, "hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads,
                       "num_layers": num_layers} | KEYS)
     row.lock()
-    row.update(more)                       # KeyError on an unknown key: a typo is an error
+    row.update(more)
     return row
 
 
-# What DeiT, CaiT and MAE share, all of them Meta's: exact GELU, ImageNet's mean and standard deviation, bicubic positions.
+# Shared by Meta's DeiT, CaiT and MAE: exact GELU, ImageNet's mean and standard deviation, bicubic resizing of positions.
 META = {"gelu": "erf", "position_resize": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-# Width, MLP, heads and layers by size, as most families have them.
+# size: (width, MLP, heads, layers), for most families.
 SIZES = {"Ti": (192, 768, 3, 12), "S": (384, 1536, 6, 12), "M": (512, 2048, 8, 12), "B": (768, 3072, 12, 12),
          "L": (1024, 4096, 16, 24), "SO400M": (1152, 4304, 16, 27), "H": (1280, 5120, 16, 32), "g": (1408, 6144, 16, 40),
          "bigG": (1664, 8192, 16, 48)}
 
 
 def family(name: str, patch_size: int, sizes: str | dict[str, tuple], variant: str = "", **keys) -> dict[str, ConfigDict]:
-    """The rows NAME-SIZE_PATCH, and VARIANT behind that. sizes: names of SIZES, or {name: (width, MLP, heads, layers)}."""
+    """Return rows named NAME-SIZE_PATCH + VARIANT. sizes: names of SIZES, or {name: (width, MLP, heads, layers)}."""
     sizes = sizes if isinstance(sizes, dict) else {size: SIZES[size] for size in sizes.split()}
     return {f"{name}-{size}_{patch_size}{variant}": architecture(patch_size, *numbers, **keys) for size, numbers in sizes.items()}
 
 
-# What the rows of a family share. A file of another image size is the same row with another img_size.
+# Keys that several families share. A published file for another image size is the same row with another img_size.
 MIDDLE = {"gelu": "erf", "interpolation": "bicubic", "eval_crop": 1.0}
 OPENAI = {**MIDDLE, "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 PATCHES = {"positions": "patches", "position_resize": "bicubic_antialias"}
 NO_CLS = {"classifier": "mean", "class_token": False}
 
-# DINOv2 (arXiv 2304.07193), with registers (2309.16588); TIPSv2 and DINOv3 (2508.10104) are built alike, and LingBot-Vision and
-# EUPE are as DINOv3. The biases of queries and values in Meta's own files of DINOv3 are zeros: timm leaves them out, and rows
+# DINOv2 (arXiv 2304.07193), also with registers (2309.16588); TIPSv2 and DINOv3 (2508.10104) are similar, and LingBot-Vision and
+# EUPE are built like DINOv3. The biases of queries and values in Meta's own files of DINOv3 are zero: timm leaves them out; rows
 # that end in -qkvb have them.
 DINOV2 = {**MIDDLE, **META, "layer_scale": 1e-5, "img_size": 518, "position_resize": "bicubic_offset"}
 GIANT = {"g": (1536, 4096, 24, 40)}
@@ -123,9 +125,9 @@ DINO = {
     **family("TIPSv2", 14, GIANT, mlp="swiglu", **TIPS),
 }
 
-# SigLIP (arXiv 2303.15343) and SigLIP 2 (2502.14786): one learned query pools; some of their files have the mean (--classifier
-# mean). CLIP (2103.00020), MetaCLIP and DFN compute GELU quickly, OpenCLIP's files of LAION and DataComp exactly. TinyCLIP:
-# 2309.12314. EVA (2211.07636), EVA-02 (2303.11331), and their CLIP towers.
+# SigLIP (arXiv 2303.15343) and SigLIP 2 (2502.14786) pool with one learned query; some of their files take the mean (--classifier
+# mean). CLIP (2103.00020), MetaCLIP and DFN use the quick form of GELU, OpenCLIP's files of LAION and DataComp the exact one.
+# TinyCLIP: 2309.12314. EVA (2211.07636), EVA-02 (2303.11331), and their CLIP towers.
 SIGLIP = {**MIDDLE, "gelu": "tanh", "eval_crop": 0.9, "classifier": "attention", "class_token": False,
           "position_resize": "bicubic"}
 OPENCLIP = {**OPENAI, "norm_eps": 1e-5, "pre_norm": True, "patch_bias": False, "position_resize": "bicubic_antialias"}
@@ -194,7 +196,7 @@ OTHERS = {
     **family("C-RADIOv4", 16, "SO400M H", registers=9, **RADIO),
 }
 
-# timm's own, trained by R. Wightman: "Searching for better ViT baselines" and those after it.
+# timm's own models, trained by R. Wightman: "Searching for better ViT baselines" and later ones.
 GAP = {**MIDDLE, "eval_crop": 0.95, "class_token": False, "img_size": 256, "position_resize": "bicubic_antialias"}
 SBB = {**GAP, "classifier": "patch_mean", "layer_scale": 1e-5, "positions": "patches"}
 SBB_ROPE = SBB | {"positions": "none", "rope": "eva", "rope_grid": 16, "qkv_bias": "qv"}
@@ -214,17 +216,17 @@ TIMM = {
 
 FAMILIES = {**DINO, **TOWERS, **PERCEPTION, **OTHERS, **TIMM}
 
-# Architectures of timm's that no model here computes, by what they have.
+# (pattern of timm's names, the part that no model here supports).
 UNBUILT = tuple((re.compile(pattern), what) for pattern, what in (
     (r"vit_dp?\w+_patch16_reg1_gap_256", "differential attention"), (r"vit_pwee_.*", "attention and MLP side by side"),
     (r"vit_base_mci_.*", "convolutions in place of the patches (MobileCLIP)"),
-    (r"eva02_enormous_.*", "norms behind its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
+    (r"eva02_enormous_.*", "norms after its branches"), (r"naflexvit_.*", "images of any shape (NaFlex)"),
     (r"beit(v2)?_.*", "positions relative to each pair of patches (BEiT)")))
 FILES = ("pth", "pt", "bin", "ckpt", "npz", "safetensors")
 
 
 def unbuilt(name: str) -> str:
-    """What a name of timm's, with its tag or without, has that no model here has, in words; "" for any other."""
+    """Return the unsupported part of the model that a name of timm means, with or without its tag; "" for any other name."""
     match = re.fullmatch(r"(?:hf[-_]hub:)?(?:timm/)?(\w+)(?:\.(\w+))?", name)
     if match is None or match[2] in FILES:
         return ""

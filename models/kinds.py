@@ -1,7 +1,7 @@
-"""What a value must be, as a test and in words: tables of these say what a row or a file may hold, whoever wrote it.
+"""Kinds of values, each a test and its description: tables of them define what a model's row or a file may hold.
 
-`fault(name, value)` is what is wrong, for a message of one line, or "". It takes whatever a file may hold: of a value that may
-be anything nothing is called but what its type is known to have.
+`fault(name, value)` returns what is wrong, for a one-line message, or "". It accepts any value that a file may hold, and calls a
+method only after it has checked the type.
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ from collections.abc import Callable, Collection, Mapping
 
 LARGEST = 1e6            # of a factor or a mean
 LONGEST = 4096           # characters of a text: as long as a path may be
-LONGEST_WORD = 1 << 17   # of a word of a command line: as long as Linux takes them
+LONGEST_WORD = 1 << 17   # of an argument on a command line: Linux's limit
 SHOWN = 30               # of a value in a message
-LISTED = 4               # choices of text that a message has in quotes
+LISTED = 4               # up to so many choices of text are quoted in a message
 
 
 def brief(value: object) -> str:
-    """For a message of one line: in printable letters, and short, whatever it is."""
+    """Describe any value for a one-line message: short, in printable letters."""
     if isinstance(shape := getattr(value, "shape", None), tuple):       # without PyTorch, which takes a second to load
         return f"an array of shape {brief(tuple(shape))}"
     kind = type(value)
     if kind in (list, tuple, dict) and not (kind is tuple and len(value) <= 4 and all(map(is_number, value))):
         return f"a {kind.__name__} of {len(value)}"
     if kind is str:
-        text = ascii(value[:SHOWN + 1])                   # of bidirectional text too, which can be read as another
+        text = ascii(value[:SHOWN + 1])                   # bidirectional letters could make it look like another text
     elif kind in (bytes, int):
         text = repr(value) if kind is bytes or abs(value) < 10 ** SHOWN else "an int of more than 30 digits"
     else:
@@ -32,7 +32,7 @@ def brief(value: object) -> str:
 
 
 def named(name: object) -> str:
-    """A name that a file gives, for a message of one line: without the quotes that `brief` puts."""
+    """Describe a name from a file for a one-line message: as `brief`, without quotes."""
     return brief(name).strip("'\"") if isinstance(name, str) else brief(name)
 
 
@@ -47,14 +47,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A dict of these fields; those of `optional` may be missing."""
+    """A dict with these fields; only those in `optional` may be missing."""
 
     fields: Mapping[str, "Kind | Record | Each"]
     optional: Collection[str] = ()
 
     def fault(self, name: str, value: object) -> str:
         if not isinstance(value, dict):
-            return f"{name} {brief(value)}: must be values by name"
+            return f"{name} {brief(value)}: must be a dictionary"
         for key in value:
             if key not in self.fields:
                 return f"{name} has {named(key)}, which this version does not know"
@@ -67,7 +67,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Each:
-    """A list of one kind of value, or with `keys` a dict of it, in which those of `special` are of a kind of their own."""
+    """A list of values of one kind; with `keys`, a dict with such keys, where the keys in `special` have another kind."""
 
     kind: "Kind | Record | Each"
     keys: Kind | None = None
@@ -79,7 +79,7 @@ class Each:
                 return f"{name} {brief(value)}: must be a list"
             return next(filter(None, (self.kind.fault(f"{name}.{number}", item) for number, item in enumerate(value))), "")
         if not isinstance(value, dict):
-            return f"{name} {brief(value)}: must be values by name"
+            return f"{name} {brief(value)}: must be a dictionary"
         for key, item in value.items():
             if not self.keys.holds(key):
                 return f"{name} has {brief(key)}: its names must be {self.keys.words}"
@@ -104,8 +104,8 @@ def is_text(value: object, longest: int = LONGEST) -> bool:
 
 
 def whole(low: int, high: int = 2 ** 63 - 1, words: str = "") -> Kind:
-    told = words or (f"{low} or more" if high == 2 ** 63 - 1 else f"a whole number from {low} to {high}")
-    return Kind(told, lambda value: is_whole(value) and low <= value <= high)
+    words = words or (f"{low} or more" if high == 2 ** 63 - 1 else f"a whole number from {low} to {high}")
+    return Kind(words, lambda value: is_whole(value) and low <= value <= high)
 
 
 def number(low: float = -math.inf, high: float = math.inf, below: float = math.inf, words: str = "a finite number") -> Kind:
@@ -125,7 +125,7 @@ def maybe(kind: Kind) -> Kind:
 
 
 def numbers(fewest: int, above: float, words: str) -> Kind:
-    """A tuple or list of so many at least, of a size that a computation with them stays finite."""
+    """A tuple or list of at least `fewest` numbers above `above`, small enough that computing with them stays finite."""
     return Kind(words, lambda value: isinstance(value, (tuple, list)) and fewest <= len(value) <= LONGEST
                 and all(is_number(each) and above < each < LARGEST for each in value))
 

@@ -1,7 +1,7 @@
-"""What every family stacks: patch embedding, MLPs, encoder block; and resizing position tables to another grid.
+"""The layers of all families: patch embedding, MLPs, encoder block; and resizing position tables to another grid.
 
-Differences from the paper: none. From Google's code: none in the mathematics; LayerNorm eps is 1e-6 as there, unless the row
-has another. A row may ask for more: norms in further places, RMSNorm, SwiGLU, factors of the branches.
+The mathematics is that of the paper and of Google's code; LayerNorm eps is 1e-6 as there, unless the row has another. A row may
+add norms in other places, RMSNorm, SwiGLU and LayerScale.
 Shapes: B images, N tokens, D width, P patch side, (h, w) grid.
 """
 
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from . import cpu_bfloat16
 from .attention import SelfAttention
 
-LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # of Google's models
+LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)            # as in Google's models
 # How the published models of a family resize their position tables. "bilinear": Google's code calls
-# scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); this form also takes
-# grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing where the grid shrinks.
-# "_antialias": smoothed where the grid shrinks; "bilinear_unaligned": corners not aligned; "bilinear_cropped": likewise, to a
-# square, of which a grid is the upper left part (C-RADIO).
+# scipy.ndimage.zoom(order=1), which equals bilinear interpolation with aligned corners (to 3e-6); interpolation also works for
+# grids that are not square. "bicubic": DeiT, CaiT and MAE; corners not aligned, no smoothing when the grid shrinks.
+# "_antialias": smoothed when the grid shrinks; "bilinear_unaligned": corners not aligned; "bilinear_cropped": the same, to a
+# square, whose upper left part is used (C-RADIO).
 RESIZE_RULES = {
     "bilinear": {"mode": "bilinear", "align_corners": True},
     "bilinear_unaligned": {"mode": "bilinear", "align_corners": False},
@@ -34,8 +34,11 @@ OFFSET = 0.1              # of a patch: "bicubic_offset" (DINOv2 without registe
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's, in the type of its weight at least. So does autocast for LayerNorm, but not here, where a bfloat16 input and a
-    float32 weight are slow on a CPU, and warned of."""
+    """PyTorch's RMSNorm, computed at least in the type of its weight.
+
+    Autocast does that for LayerNorm, but not for RMSNorm: a bfloat16 input and a float32 weight are slow on a CPU and cause a
+    warning.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""
@@ -43,15 +46,15 @@ class RMSNorm(nn.RMSNorm):
 
 
 def norm_of(config) -> Callable[[int], nn.Module]:
-    """What makes a norm of the row's kind and eps, given its width."""
+    """Return the function that creates a norm of the row's kind and eps for a width."""
     return functools.partial(RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
 
 
 class PatchEmbed(nn.Module):
     """Cuts an image, or a ResNet's feature map, into P x P patches and projects each to D.
 
-    norm: makes a norm of a width, for `norms`: "after" the projection, or "around" it, where the first is over the P * P * C
-    numbers of a patch, rows first and channels last (as lucidrains' vit-pytorch has them).
+    norm: creates a norm for a width. norms: "none", "after" the projection, or "around" it; "around" first normalizes the
+    P * P * C numbers of a patch, in row-major order with channels last (as in lucidrains' vit-pytorch).
     """
 
     def __init__(self, patch_size: int, in_channels: int, dim: int, backbone: nn.Module | None = None, bias: bool = True,
@@ -63,7 +66,7 @@ class PatchEmbed(nn.Module):
         self.norm = norm(dim) if norms != "none" else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, h * w, D), rows first"""
+        """(B, C, height, width) -> (B, h * w, D), in row-major order"""
         if self.backbone is not None:
             images = self.backbone(images)
         if self.norm_in is not None:
@@ -72,7 +75,7 @@ class PatchEmbed(nn.Module):
         return patches if self.norm is None else self.norm(patches)
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) of the same shape, each patch normalized as a whole"""
+        """(B, C, height, width) -> the same shape, each patch normalized as a whole"""
         side = self.proj.kernel_size[0]
         patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 3, 5, 1)      # (B, h, w, P, P, C)
         patches = self.norm_in(patches.flatten(3)).view(patches.shape)
@@ -80,20 +83,20 @@ class PatchEmbed(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel, arXiv 1606.08415) that OpenAI's CLIP computes."""
+    """x * sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel, arXiv 1606.08415) that OpenAI's CLIP uses."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """of any shape"""
+        """(any shape) -> the same shape"""
         return x * torch.sigmoid(1.702 * x)
 
 
 def gelu_of(kind: str) -> nn.Module:
-    """"tanh" as in Google's models, "erf" as in DeiT, CaiT, MAE and timm, "quick" as in OpenAI's CLIP."""
+    """Return a form of GELU: "tanh" as in Google's models, "erf" as in DeiT, CaiT, MAE and timm, "quick" as in OpenAI's CLIP."""
     return QuickGELU() if kind == "quick" else nn.GELU(approximate={"tanh": "tanh", "erf": "none"}[kind])
 
 
 class Mlp(nn.Module):
-    """D -> mlp_dim -> D with GELU (gelu_of). `norm`: before the second layer."""
+    """D -> mlp_dim -> D with GELU (gelu_of). `norm` is applied before the second layer."""
 
     def __init__(self, dim: int, mlp_dim: int, gelu: str, dropout_rate: float = 0.0, bias: bool = True,
                  norm: nn.Module | None = None):
@@ -114,8 +117,10 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """D -> mlp_dim -> D: silu(gate) * value (Shazeer, arXiv 2002.05202). `fc1` makes both, the gate first; `norm`: before `fc2`.
-    mlp_dim is the width of each."""
+    """D -> mlp_dim -> D: silu(gate) * value (Shazeer, arXiv 2002.05202), each mlp_dim wide.
+
+    `fc1` computes both, the gate first; `norm` is applied before `fc2`.
+    """
 
     def __init__(self, dim: int, mlp_dim: int, dropout_rate: float = 0.0, bias: bool = True, norm: nn.Module | None = None):
         super().__init__()
@@ -132,7 +137,7 @@ class SwiGlu(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a branch (Touvron et al., arXiv 2103.17239), small at first."""
+    """A learned factor for each channel of a branch (Touvron et al., arXiv 2103.17239), with a small initial value."""
 
     def __init__(self, dim: int, initial: float):
         super().__init__()
@@ -144,9 +149,11 @@ class LayerScale(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training the branch is dropped for each image with probability p,
-    and divided by 1 - p where it is kept. The draws are those of torchvision's module, which takes longer to import than
-    PyTorch."""
+    """Stochastic depth (Huang et al., arXiv 1603.09382).
+
+    In training, the branch is dropped for each image with probability p, and divided by 1 - p otherwise. The draws are those of
+    torchvision's module, which takes longer to import than PyTorch.
+    """
 
     def __init__(self, p: float):
         super().__init__()
@@ -163,8 +170,8 @@ class StochasticDepth(nn.Module):
 class Block(nn.Module):
     """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    drop_path_rate: of stochastic depth. norm: makes a norm of a width. mlp: "plain" or "swiglu". layer_scale: the first value of
-    the branches' factors; 0: they have none. attention: further arguments of the attention, by name.
+    drop_path_rate: of stochastic depth. norm: creates a norm for a width. mlp: "plain" or "swiglu". layer_scale: the initial
+    value of LayerScale; 0: none. attention: further arguments of the attention, by name.
     """
 
     attention: type[nn.Module] = SelfAttention
@@ -175,7 +182,7 @@ class Block(nn.Module):
                  mlp_norm: bool = False, mlp_bias: bool = True, layer_scale: float = 0.0, **attention: object):
         super().__init__()
         self.norm1 = norm(dim)
-        if attention:                                        # CaiT's kinds have no norms, and no further arguments
+        if attention:                                        # CaiT's attention takes no further arguments
             attention["norm"] = norm
         self.attn = self.attention(dim, num_heads, dropout_rate, attention_dropout_rate, **attention)
         self.norm2 = norm(dim)
@@ -193,10 +200,10 @@ class Block(nn.Module):
 
 
 def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], rule: str = "bilinear") -> Tensor:
-    """(1, prefix + h * w, D) -> (1, prefix + h' * w', D); the prefix rows (cls, dist) are kept as they are.
+    """Resize positions (1, prefix + h * w, D) to (1, prefix + h' * w', D); the prefix rows (cls, dist) do not change.
 
-    Compares grids, not token counts: 4 x 16 and 8 x 8 have as many tokens and still need resampling.
-    Raises ValueError if the table is smaller than its grid.
+    It compares grids, not numbers of tokens: 4 x 16 and 8 x 8 have the same number and still need resampling. Raises ValueError
+    if the table is smaller than its grid.
     """
     prefix = table.shape[1] - old_grid[0] * old_grid[1]
     if prefix < 0:

@@ -1,5 +1,6 @@
-"""Pooling by attention: one learned query reads all tokens (Zhai et al., "Scaling Vision Transformers", arXiv 2106.04560;
-SigLIP, arXiv 2303.15343).
+"""Pooling by attention with one learned query over all tokens.
+
+Zhai et al., "Scaling Vision Transformers", arXiv 2106.04560; SigLIP, arXiv 2303.15343.
 
 Shapes: B images, N tokens, D width.
 """
@@ -12,7 +13,7 @@ from .layers import Mlp
 
 
 class AttentionPool(nn.Module):
-    """y = proj(attention of the query), then y + mlp(norm(y)). The names are timm's: latent, q, kv, proj, norm, mlp."""
+    """y = proj(attention of the query), then y + mlp(norm(y)). It has timm's names: latent, q, kv, proj, norm, mlp."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, gelu: str, norm: nn.Module):
         super().__init__()

@@ -1,11 +1,11 @@
-"""The ResNet stem of the hybrids: BiT's ResNet-v2-like units in the form Google's ViT code uses.
+"""The ResNet stem of the hybrids: BiT's ResNet-v2-like units, in the form that Google's ViT code uses.
 
 Kolesnikov et al., "Big Transfer" (arXiv 1912.11370). As in Google's vit_jax/models_resnet.py and unlike the BiT
 paper: units are post-activation (conv, norm, relu; the last relu after the sum). Details that a checkpoint needs:
-- weights are standardized as (w - mean) / (std + 1e-5): the eps is outside the root;
-- GroupNorm has 32 groups and eps 1e-6 everywhere, the projection's norm included;
+- weights are standardized as (w - mean) / (std + 1e-5): the eps is outside the square root;
+- GroupNorm has 32 groups and eps 1e-6 everywhere, including the projection's norm;
 - padding is TensorFlow's 'SAME': the odd pixel goes to the bottom and the right; max-pooling pads with -inf.
-Two other programs have the same parameters and compute with them otherwise (STYLES), so that their files need their way.
+Two other programs compute differently with the same parameters (STYLES), so files of theirs need their style.
 
 The state dict has timm's names (stem, stages.S.blocks.U, downsample).
 """
@@ -21,13 +21,13 @@ GROUPS = 32
 
 
 class Style(NamedTuple):
-    """In what the programs differ."""
+    """The differences between the programs."""
 
     standardize_eps: float
     eps_inside_root: bool          # (w - mean) / sqrt(var + eps), and not (w - mean) / (std + eps)
     norm_eps: float
-    same_padding: bool             # else the same number of pixels on all sides, and none before max-pooling
-    projection_groups: int         # of the norm in a shortcut; 0: one a channel
+    same_padding: bool             # False: the same number of pixels on all sides, and none before max-pooling
+    projection_groups: int         # of the norm in a shortcut; 0: one for each channel
     projection_eps: float
 
 
@@ -39,17 +39,17 @@ STYLES = {
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pads (B, C, h, w) so that a window of `kernel` every `stride` gives ceil(h / stride) x ceil(w / stride)."""
+    """Pad (B, C, h, w) so that windows of `kernel` at every `stride` give ceil(h / stride) x ceil(w / stride)."""
     totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
     (top, bottom), (left, right) = [(total // 2, total - total // 2) for total in totals]
     return F.pad(x, (left, right, top, bottom), value=value) if any(totals) else x
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution of standardized weights. `padding` 0 is 'SAME'.
+    """Convolution with standardized weights. `padding` 0 is 'SAME'.
 
-    Takes what nn.Conv2d takes, since libraries of adapters (peft) build theirs as type(layer)(...). What has no style uses its
-    weights as they are: those of an adapter begin at zero, which standardizing would turn into steps of any size.
+    It takes the arguments of nn.Conv2d, since libraries for adapters (peft) create theirs as type(layer)(...). Without a style,
+    weights are not standardized: those of an adapter start at zero, and standardizing would make steps of any size of them.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
@@ -74,7 +74,7 @@ class StdConv2d(nn.Conv2d):
 
 
 def std_conv(in_channels: int, out_channels: int, kernel: int, style: Style, stride: int = 1) -> StdConv2d:
-    """A convolution without bias, standardized and padded as the style has it."""
+    """Return a convolution without bias, standardized and padded in this style."""
     return StdConv2d(in_channels, out_channels, kernel, stride, 0 if style.same_padding else kernel // 2, style=style)
 
 
@@ -83,8 +83,10 @@ def group_norm(channels: int, style: Style) -> nn.GroupNorm:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 to four times the width; `downsample`, in the first unit of every stage, is its shortcut
-    where width or resolution change."""
+    """Convolutions of 1x1, 3x3 (with the stride), and 1x1 to four times the width.
+
+    `downsample`, in the first unit of every stage, is the shortcut when width or resolution change.
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int, project: bool, style: Style = STYLES["google"]):
         super().__init__()
@@ -120,14 +122,14 @@ class Stem(nn.Module):
 
 
 def stage(in_channels: int, width: int, units: int, stride: int, style: Style) -> nn.Module:
-    """`units` bottlenecks, the first with the stride."""
+    """Return `units` bottlenecks, the first with the stride."""
     blocks = [Bottleneck(in_channels, width, stride, True, style)]
     blocks += [Bottleneck(4 * width, width, 1, False, style) for _ in range(units - 1)]
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))
 
 
 class ResNet(nn.Module):
-    """(B, in_channels, height, width) -> (B, out_channels, height / r, width / r): r is 4, doubled by each stage but the first"""
+    """(B, in_channels, height, width) -> (B, out_channels, height / r, width / r); r is 4, doubled by each later stage"""
 
     def __init__(self, layers: tuple[int, ...], width: int, in_channels: int, style: str = "google"):
         super().__init__()

@@ -1,12 +1,12 @@
-"""Rotary positions (Su et al., arXiv 2104.09864) for a grid of patches: queries and keys are turned by angles of their place.
+"""Rotary positions (Su et al., arXiv 2104.09864): queries and keys are rotated by angles that depend on the patch's position.
 
-Three kinds, as the published models compute them (kinds of the key `rope`; d is the width of a head, base ** (-4 j / d) the
+Three kinds, as the published models compute them (values of the key `rope`; d is the width of a head, base ** (-4 j / d) the
 frequency of j = 0 .. d/4 - 1):
-  dinov3   DINOv3 (arXiv 2508.10104): base 100, times 2 pi; centres of the patches in (-1, 1), each axis by its own length; pairs
-           are a number of the first half of a head and its counterpart in the second.
-  eva      EVA-02 (arXiv 2303.11331): base 10,000; indices scaled to the grid of the pre-training; pairs are neighbours.
-  pe       Perception Encoder (arXiv 2504.13181): as eva, but columns before rows, and with a cls token indices start from 1.
-The tables are computed in float64 and kept in float32 (DINOv3's files store periods in bfloat16, up to 4e-3 away).
+  dinov3   DINOv3 (arXiv 2508.10104): base 100, times 2 pi; centers of the patches in (-1, 1), scaled separately on each axis; a
+           pair is a number of the first half of a head and its counterpart in the second half.
+  eva      EVA-02 (arXiv 2303.11331): base 10,000; indices scaled to the grid of the pre-training; pairs are neighbors.
+  pe       Perception Encoder (arXiv 2504.13181): as eva, but columns before rows, and indices start from 1 with a cls token.
+The tables are computed in float64 and stored in float32 (DINOv3's files store periods in bfloat16, which differ by up to 4e-3).
 
 Shapes: B images, H heads, N tokens, d width of a head, (h, w) grid.
 """
@@ -20,22 +20,22 @@ ROPES = ("dinov3", "eva", "pe")
 
 
 class Rope(nn.Module):
-    """Turns the patches, the last h * w tokens; those before them stay. It has no parameters.
+    """Rotates the patches, the last h * w tokens, and leaves those before them unchanged. It has no parameters.
 
-    reference: patches a side that indices are scaled to ("eva", "pe"). has_cls: whether there is a cls token.
+    reference: patches per side of the grid that indices are scaled to ("eva", "pe"). has_cls: whether there is a cls token.
     """
 
     def __init__(self, kind: str, head_width: int, grid: tuple[int, int], prefix_tokens: int, reference: int, has_cls: bool):
         super().__init__()
         self.kind, self.grid, self.prefix_tokens = kind, tuple(grid), prefix_tokens
         self.reference, self.offset, self.quarter = reference, int(kind == "pe" and has_cls), head_width // 4
-        # Filled even where parameters are on the meta device: whoever loads them has no table to load.
+        # Computed even if parameters are on the meta device, because files have no tables to load.
         cos, sin = self._tables(torch.device("cpu"), torch.float32)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """queries or keys (B, H, N, d) -> (B, H, N, d), in their own type; computed in float32 or wider"""
+        """queries or keys (B, H, N, d) -> (B, H, N, d), in the same type; computed in float32 or wider"""
         if self.kind == "dinov3":
             first, second = x.chunk(2, dim=-1)
             other = torch.cat([second, first], dim=-1)
@@ -45,7 +45,7 @@ class Rope(nn.Module):
         return torch.addcmul(x * self.cos, other, self.sin).to(x.dtype)
 
     def _tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """-> cos and sin (N, d); sin has the sign with which the other number of a pair is added"""
+        """Return cos and sin (N, d); sin includes the sign with which the other number of a pair is added."""
         base = 100.0 if self.kind == "dinov3" else 10_000.0
         frequencies = base ** (-torch.arange(self.quarter, dtype=torch.float64, device="cpu") / self.quarter)
         rows, columns = (self._angles(side, frequencies) for side in self.grid)
@@ -61,14 +61,14 @@ class Rope(nn.Module):
         return cos.to(device, dtype), sin.to(device, dtype)
 
     def _angles(self, side: int, frequencies: Tensor) -> Tensor:
-        """of the patches along one axis: (side, d / 4)"""
+        """Return the angles of the patches along one axis, (side, d / 4)."""
         index = torch.arange(side, dtype=torch.float64, device="cpu")
         if self.kind == "dinov3":
             return 2 * math.pi * (2 * (index + 0.5) / side - 1)[:, None] * frequencies
         return ((index + self.offset) * self.reference / side)[:, None] * frequencies
 
     def _apply(self, fn, recurse: bool = True) -> "Rope":
-        """Moved to another device or type, or made empty, it is computed again: in float32 at least, whatever the weights are."""
+        """Recompute the tables after a move to another device or type: at least in float32, whatever the weights' type."""
         super()._apply(fn, recurse)
         if not self.cos.is_meta:
             self.cos, self.sin = self._tables(self.cos.device, torch.promote_types(self.cos.dtype, torch.float32))

@@ -1,11 +1,12 @@
-"""Sigmoid attention: what a layer attends to as values between 0 and 1, one for each patch, that a person can edit.
+"""Sigmoid attention: people can edit what a layer attends to, as one value between 0 and 1 for each patch.
 
-A logit l = q k^T / sqrt(d) is shown as s = sigmoid(l). Where a person sets e instead, softmax gets logit(e); everywhere
-else it gets l itself. So without an edit the layer is the softmax attention it was, bit for bit (log(s / (1 - s)),
-which would also invert the sigmoid, is not a number from l = 17 in float32 and 9 in float16). Rows sum to 1 with edits too.
-An edit applies to all heads, in the rows of the queries that the head of the model reads: the cls token's, that and the
-distillation token's, or all patches' where the head reads their mean. Pooling by attention is a layer like the others, the
-last, with one query; in the layers before it, all tokens are read.
+A logit l = q k^T / sqrt(d) is shown as s = sigmoid(l). If a person sets e instead, softmax gets logit(e); everywhere else it gets
+l itself. So without an edit the layer computes the same softmax attention as before, bit for bit (log(s / (1 - s)), which would
+also invert the sigmoid, is not a number from l = 17 in float32 and 9 in float16). Rows sum to 1 with edits too.
+
+An edit applies to all heads, in the rows of the queries that the head of the model reads: those of the cls token, of the cls and
+distillation tokens, or of all patches if the head reads their mean. Pooling by attention counts as the last layer, with one
+query; in the layers before it, all tokens are read.
 
 Shapes: B images, H heads, N tokens, R query rows, (h, w) grid of patches, the last h * w of the keys.
 """
@@ -22,11 +23,11 @@ from .attention import Attend, ClassAttention, SelfAttention, TalkingHeadsAttent
 from .errors import ModelError
 from .pooling import AttentionPool
 
-EPS = 2.0 ** -24        # float32 knows no number closer to 1 from below
+EPS = 2.0 ** -24        # 1 - EPS is the largest float32 number below 1
 
 
 class AttendSigmoid(Attend):
-    """`Attend` whose logits of the queries `rows` and of the keys from `first_patch` on can be edited."""
+    """`Attend` with logits that can be edited, of the queries `rows` and the keys from `first_patch` on."""
 
     def __init__(self, dropout_rate: float, rows: slice | list[int], first_patch: int):
         super().__init__(dropout_rate)
@@ -42,7 +43,7 @@ class AttendSigmoid(Attend):
             raise ModelError(f"edits of {self.edits[0].shape[0]} images do not fit a batch of {q.shape[0]}")
         weights = F.dropout(self._edited(q[:, :, self.rows], k), self.dropout_rate, self.training)
         wide = (weights @ v.to(weights.dtype)).to(v.dtype)
-        has_edit = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): the other images stay bit for bit
+        has_edit = self.edits[1].any(dim=-1, keepdim=True)        # (B or 1, 1, 1, 1): other images do not change by a bit
         output = output.clone()
         output[:, :, self.rows] = torch.where(has_edit, wide, output[:, :, self.rows])
         return output
@@ -71,18 +72,19 @@ def edit_logits(logits: Tensor, values: Tensor, edited: Tensor) -> Tensor:
     0 and 1 mean "at most" and "at least": they are replaced by EPS and 1 - EPS (logits of -16.6 and 16.6), unless the
     logit is already beyond that.
     """
-    target = values.double().clamp(EPS, 1 - EPS).logit().to(logits.dtype)
+    wide = (values.cpu() if values.device.type == "mps" else values).double()             # Apple GPUs have no float64
+    target = wide.clamp(EPS, 1 - EPS).logit().to(logits.device, logits.dtype)
     target = torch.where(values >= 1, torch.maximum(logits, target), target)
     target = torch.where(values <= 0, torch.minimum(logits, target), target)
     return torch.where(edited, target, logits)
 
 
 def use_sigmoid_attention(model: nn.Module, layers: str) -> None:
-    """Makes these layers sigmoid attention, and the others not: "last", "all", numbers from 1 such as "3,7", or "".
+    """Switch these layers to sigmoid attention, and the others to plain: "last", "all", numbers from 1 such as "3,7", or "".
 
-    Layers are counted as record_attention does. In CaiT only class-attention layers can be edited ("all" means these): the
-    talking heads of the others mix what an edit would set. Parameters and, without edits, outputs stay as they are.
-    Raises ModelError for layers that do not exist or cannot be edited.
+    Layers are counted as in record_attention. In CaiT only class-attention layers can be edited, and "all" means these: talking
+    heads would mix the edited values. Parameters do not change, nor do outputs without edits. Raises ModelError for layers that
+    do not exist or cannot be edited.
     """
     attentions = [module for module in model.modules() if isinstance(module, (SelfAttention, ClassAttention, AttentionPool))]
     editable = [number for number, attention in enumerate(attentions, start=1)
@@ -97,7 +99,7 @@ def use_sigmoid_attention(model: nn.Module, layers: str) -> None:
 
 
 def parse_layers(layers: str, editable: list[int], count: int) -> list[int]:
-    """Returns the layers that "last", "all", "3,7" or "" mean, of `count` layers. Raises ModelError."""
+    """Return the layers that "last", "all", "3,7" or "" mean, of `count` layers. Raises ModelError."""
     if layers in ("", "all", "last"):
         return {"": [], "all": editable, "last": editable[-1:]}[layers]
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", layers):
@@ -106,24 +108,24 @@ def parse_layers(layers: str, editable: list[int], count: int) -> list[int]:
     for number in numbers:
         if number not in editable:
             why = f"the model has {count} layers" if number > count else "its talking heads mix what an edit would set"
-            raise ModelError(f"sigmoid_attention {layers}: not possible in layer {number}, {why}; "
-                             f"take last, all, or some of {editable[0]} to {editable[-1]}")
+            raise ModelError(f"sigmoid_attention {layers}: not possible in layer {number}, {why}. "
+                             f"Use last, all, or some of {editable[0]} to {editable[-1]}")
     return numbers
 
 
 @contextlib.contextmanager
 def edit_attention(model: nn.Module, values: Tensor, edited: Tensor) -> Iterator[None]:
-    """with edit_attention(model, values, edited): model(images). Edits every layer with sigmoid attention.
+    """Edit every layer with sigmoid attention: with edit_attention(model, values, edited): model(images).
 
     values: (B, h, w), or (1, h, w) for all images, in 0..1; edited: of that shape, bool. record_attention inside records the
-    weights as edited. Raises ModelError if the model has no such layer, or another grid.
+    edited weights. Raises ModelError if the model has no such layer, or another grid.
     """
     layers = _sigmoid_layers(model)
     if values.dim() != 3 or tuple(values.shape[1:]) != model.grid or values.shape != edited.shape or edited.dtype != torch.bool:
         raise ModelError(f"edits of shape {tuple(values.shape)} and {tuple(edited.shape)} ({edited.dtype}): must be (B, "
                          f"{model.grid[0]}, {model.grid[1]}), the model's grid, for values and a bool mask")
     if not ((values >= 0) & (values <= 1) | ~edited).all():
-        raise ModelError("edits must lie between 0 and 1")
+        raise ModelError("edits must be between 0 and 1")
     edits = tuple(part.to(model.patch_embed.proj.weight.device).flatten(1)[:, None, None] for part in (values, edited))
     try:
         for layer in layers:
@@ -136,11 +138,13 @@ def edit_attention(model: nn.Module, values: Tensor, edited: Tensor) -> Iterator
 
 @contextlib.contextmanager
 def record_patch_logits(model: nn.Module) -> Iterator[list[Tensor]]:
-    """with record_patch_logits(model) as logits: model(images)  ->  logits[i]: (B, H, R, h * w) of the i-th sigmoid layer.
+    """Record the logits that edits replace.
 
-    In float32 or wider, before any edit, with their graph; sigmoid(logits) is what an edit replaces. The
-    model may be wrapped for training, this is the plain module. Raises ModelError if it has no such layer, and
-    RuntimeError at the end of the block if a layer did not run (or was compiled before).
+    with record_patch_logits(model) as logits: model(images)  ->  logits[i]: (B, H, R, h * w) of the i-th sigmoid layer.
+
+    They are in float32 or wider, before any edit, with their graph; an edit replaces sigmoid(logits). `model` is the plain
+    module, even if it is wrapped for training. Raises ModelError if it has no such layer, and RuntimeError at the end of the
+    block if a layer did not run (or was compiled before).
     """
     layers = _sigmoid_layers(model)
     logits: list[Tensor | None] = [None] * len(layers)

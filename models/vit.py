@@ -1,13 +1,13 @@
-"""Vision Transformer, its ResNet hybrids, and the encoders that are it with other parts (models/layers.py).
+"""The Vision Transformer, its ResNet hybrids, and encoders that differ from it in some parts (models/layers.py).
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929). As Google's vit_jax/models_vit.py: GELU in
-the tanh form, LayerNorm eps 1e-6, optional tanh layer `pre_logits` before the head, `classifier` "token" or "gap"
-(mean over the tokens after the last norm). Differs from it: any image size whose sides are multiples of the
-stride, square or not, is taken; the head starts at zero as in its fine-tuning code.
+Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929). As in Google's vit_jax/models_vit.py: GELU in the tanh
+form, LayerNorm eps 1e-6, an optional tanh layer `pre_logits` before the head, `classifier` "token" or "gap" (mean over the tokens
+after the last norm). Differences: any image size whose sides are multiples of the stride is possible, square or not; the head
+starts at zero, as in Google's fine-tuning code.
 
-The same class is DeiT without its second token (arXiv 2012.12877), the encoder of MAE (He et al., "Masked
-Autoencoders Are Scalable Vision Learners", arXiv 2111.06377), whose fine-tuning pools with `classifier` "patch_mean",
-and DeiT III, DINOv2, DINOv3, SigLIP, CLIP, EVA-02 and others: their rows in configs.py say what each has otherwise.
+The same class is used for DeiT without its second token (arXiv 2012.12877), for the encoder of MAE (He et al., "Masked
+Autoencoders Are Scalable Vision Learners", arXiv 2111.06377), whose fine-tuning pools with `classifier` "patch_mean", and for
+DeiT III, DINOv2, DINOv3, SigLIP, CLIP, EVA-02 and others: their rows in configs.py set what differs.
 
 Shapes: B images, N tokens, D width, C classes. The state dict has timm's names.
 """
@@ -60,7 +60,7 @@ class VisionTransformer(ImageTransformer):
 
     @property
     def prefix_tokens(self) -> dict[str, int]:
-        """The parameters before the patches, in this order, and how many tokens each holds."""
+        """{parameter: number of tokens} of the tokens before the patches, in this order."""
         config = self.config
         tokens = {"cls_token": has_class_token(config), "dist_token": config.distilled, "reg_token": config.registers}
         return {name: int(rows) for name, rows in tokens.items() if rows}
@@ -76,7 +76,7 @@ class VisionTransformer(ImageTransformer):
         return x if self.norm_pre is None else self.norm_pre(x)
 
     def forward_blocks(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """(B, N, D) -> (B, N, D), the tokens after the last norm (where it has none, as "patch_mean": after the last block)"""
+        """(B, N, D) -> (B, N, D), the tokens after the last norm, or without one, as for "patch_mean", after the last block"""
         blocks = self.blocks[first:] if first else self.blocks
         return self.norm(blocks(tokens))
 
@@ -88,7 +88,7 @@ class VisionTransformer(ImageTransformer):
         return self.head(x)
 
     def pool(self, features: Tensor) -> Tensor:
-        """(B, N, D) -> what the head reads, (B, D), or twice that of token_mean"""
+        """(B, N, D) -> the input of the head, (B, D), or (B, 2 D) for token_mean"""
         classifier = self.config.classifier
         if classifier == "attention":
             return self.attn_pool(features)

@@ -57,11 +57,11 @@ def offline(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", fail)
 
 
-# ------------------------------------------------------------------------------- the contract of docs/reliability.md
+# ------------------------------------------------------------------------------- the contract of docs/promises.md
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="docs/reliability.md at full counts (half an hour on 2 cores)")
+    parser.addoption("--full", action="store_true", help="docs/promises.md at full counts (half an hour on 2 cores)")
     parser.addoption("--figures", metavar="FILE", help="write the counts of the contract's tests into this JSON file")
 
 
@@ -73,7 +73,7 @@ def tries(request):
 
 @pytest.fixture
 def figure(request, record_property):
-    """figure(what, tried, lost=0) records a row of docs/reliability.md, for a test marked contract("P1", promise).
+    """figure(what, tried, lost=0) records a row of docs/promises.md, for a test marked contract("P1", promise).
 
     Further arguments are stored in the row: `nodes` for the table of several nodes.
     """

@@ -1,6 +1,7 @@
 """The choice of a device, copies to it, and its memory."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,22 @@ import torch
 
 from utils import device as devices
 from utils import distributed
-from utils.device import DeviceError, OutOfMemory, choose_device, is_out_of_memory, on_device, out_of_memory_error
+from utils.device import (
+    DeviceError,
+    OutOfMemory,
+    as_float64,
+    batch_on_device,
+    choose_device,
+    describe_device,
+    float64_device,
+    is_out_of_memory,
+    on_device,
+    out_of_memory_error,
+    total_memory,
+)
 from utils.distributed import ranks
 
-CPU = torch.device("cpu")
+CPU, MPS = torch.device("cpu"), torch.device("mps")
 STEPS = """
 import resource, sys
 from utils import device
@@ -76,8 +89,55 @@ def test_pytorch_for_cpus_only_is_reported(monkeypatch, no_gpu):
             choose_device(name)
 
 
-def test_core_count_is_that_of_the_process(monkeypatch):
-    """Or that of the machine, if the system does not report it."""
+@pytest.fixture
+def apple(monkeypatch, no_gpu):
+    """apple(built, available): what PyTorch says of Apple's GPU"""
+    def pretend(built: bool, available: bool) -> None:
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda: built)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: available)
+
+    return pretend
+
+
+@pytest.mark.parametrize(("built", "words"), [(False, "is built without MPS, which only macOS has"), (True, "macOS is too old")])
+def test_missing_apple_gpu_is_reported(apple, built, words):
+    apple(built, False)
+    with pytest.raises(DeviceError, match=rf"^--device mps: PyTorch sees no Apple GPU here .*{words}.*Omit --device") as caught:
+        choose_device("mps")
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+def test_apple_gpu_is_used_only_on_request_and_by_one_process(apple):
+    apple(True, True)
+    assert choose_device("auto") == choose_device("cpu") == CPU and choose_device("mps") == MPS
+    with pytest.raises(DeviceError, match=r"one process uses the Apple GPU, and there are 2\. Set NPROC=1"):
+        choose_device("mps", 1, 2)
+    assert "not tested" in describe_device(MPS) and "--device mps uses the Apple GPU instead" in describe_device(CPU)
+    apple(False, False)
+    assert re.fullmatch("CPU with [0-9]+ threads?", describe_device(CPU))
+
+
+def test_apple_gpu_gets_no_float64_and_no_copy_that_does_not_wait():
+    class Recorder:
+        device, moves = MPS, []
+
+        def to(self, *arguments, **keywords):
+            self.moves.append((arguments, keywords))
+            return torch.ones(2, dtype=torch.float16)
+
+    number = Recorder()
+    assert as_float64(number).dtype == torch.float64 and number.moves == [((CPU,), {})]
+    batch_on_device(number, MPS)
+    batch_on_device(number, torch.device("cuda", 0))
+    on_device(number, MPS)
+    assert number.moves[1:] == [((MPS,), {"non_blocking": False}), ((torch.device("cuda", 0),), {"non_blocking": True}),
+                                ((MPS,), {})]
+    assert float64_device(CPU) == float64_device(MPS) == CPU and float64_device(torch.device("cuda", 1)).index == 1
+    assert total_memory(MPS) == total_memory(CPU)
+
+
+def test_the_cores_of_a_process(monkeypatch):
+    """Those it may use; all, if the system does not report them."""
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
     assert devices.core_count() == 3
     monkeypatch.delattr(devices.os, "sched_getaffinity")
@@ -130,6 +190,7 @@ def test_other_c_libraries_are_not_changed(monkeypatch):
     (RuntimeError("[...] not enough memory: you tried to allocate 9 bytes"), True), (RuntimeError("Connection closed"), False),
     (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 2.44 GB, max allowed: 6.77 GB). Tried to allocate 10 MB"), True),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
     (ValueError("can't allocate memory"), False)])
 def test_out_of_memory_is_recognized(error, expected):

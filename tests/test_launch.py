@@ -121,10 +121,14 @@ def test_commands_to_copy_work_in_the_users_folder(tmp_path, monkeypatch):
     """In the project's folder; in another from which train.sh was called, which changes to the project's; and in another with
     python /path/to/train.py, where paths may be relative."""
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
-    monkeypatch.setattr(launch, "_python", lambda: "python")
+    monkeypatch.delenv("VIT_TYPED", raising=False)
+    monkeypatch.setattr(launch, "python_command", lambda: "python")
     monkeypatch.chdir(launch.ROOT)
     assert launch.command("train.py") == "python train.py" and launch.command("train.sh", "A=1") == "A=1 bash train.sh"
     assert launch.command_to_resume(Path("output/r s"), 6) == "RESUME_PATH='output/r s' NUM_STEPS=6 bash train.sh"
+    with monkeypatch.context() as patch:
+        patch.setenv("VIT_TYPED", "GPUS=0 NPROC=2 ")
+        assert launch.command_to_resume(Path("output/r")) == "GPUS=0 NPROC=2 RESUME_PATH=output/r bash train.sh"
     monkeypatch.setenv("VIT_CALLED_FROM", str(tmp_path))
     assert launch.command_to_resume(Path("output/r")) == f"cd {launch.ROOT} && RESUME_PATH=output/r bash train.sh"
     assert launch.command("-m tensorboard.main") == f"cd {launch.ROOT} && python -m tensorboard.main"
@@ -134,6 +138,32 @@ def test_commands_to_copy_work_in_the_users_folder(tmp_path, monkeypatch):
         f"python {launch.ROOT}/train.py --resume_path output/r --num_steps 6")
     assert launch.command("train.sh", "A=1") == f"A=1 bash {launch.ROOT}/train.sh"
     assert launch.command("-m tensorboard.main") == "python -m tensorboard.main"
+
+
+def test_the_python_of_a_hint_has_the_packages(tmp_path, monkeypatch):
+    """That of a .venv which is not active links to the system's, which is `python` in the shell and lacks the packages."""
+    for folder in ("usr/bin", "project/.venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    system, own = tmp_path / "usr/bin/python", tmp_path / "project/.venv/bin/python"
+    system.write_text("#!/bin/sh\n")
+    system.chmod(0o755)
+    own.symlink_to(system)
+    (tmp_path / "project/.venv/pyvenv.cfg").touch()
+    monkeypatch.setattr(launch.sys, "executable", str(own))
+    monkeypatch.setenv("PATH", str(system.parent))
+    monkeypatch.chdir(tmp_path)
+    assert launch.python_command() == "project/.venv/bin/python"
+    monkeypatch.chdir(system.parent)
+    assert launch.python_command() == str(own)
+    monkeypatch.setenv("PATH", f"{own.parent}:{system.parent}")
+    assert launch.python_command() == "python"                     # active
+    monkeypatch.setattr(launch.sys, "executable", str(system))
+    assert launch.python_command() == str(system)
+    monkeypatch.setenv("PATH", str(system.parent))
+    assert launch.python_command() == "python"
+    assert launch.command_to_install("a.txt") == f"python -m pip install -r {launch.ROOT}/a.txt"
+    monkeypatch.chdir(launch.ROOT)
+    assert launch.command_to_install("a.txt") == "python -m pip install -r a.txt"
 
 
 def test_machine_is_measured_in_another_process(monkeypatch):

@@ -127,6 +127,21 @@ def atomic_folder(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
+def make_parents(path: str | Path) -> Iterator[None]:
+    """Make the folders that the path is in. If the block raises, those that it made are removed again, unless they are in use."""
+    path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]                     # the innermost first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Add the file name to an OSError from writing, flushing or closing an open file, which does not have one; `classify_error`
     and str(error) then show it."""

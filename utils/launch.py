@@ -99,9 +99,14 @@ def is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
 
-def is_trial() -> bool:
-    """Whether this run is one of many of sweep.py, which prints the next steps itself."""
+def in_sweep() -> bool:
+    """Whether sweep.py started this run: the command of the sweep resumes it."""
     return bool(os.environ.get("VIT_TRIAL"))
+
+
+def is_trial() -> bool:
+    """Whether this run is a trial of a sweep, not its final run: the sweep prints what to do next."""
+    return os.environ.get("VIT_TRIAL") == "1"
 
 
 def only_checks() -> bool:
@@ -165,35 +170,52 @@ def posted_exit_code() -> int | None:
 
 
 def command(script: str, variables: str = "") -> str:
-    """Return the beginning of a command of ours for the user to copy, correct in the user's current folder. variables: settings
-    in front of a bash script.
+    """Return the beginning of a command to copy into the user's shell: with `variables` in front of a script in bash.
 
-    Relative paths are relative to the current folder. train.sh changes it to the project's folder, wherever it was called;
-    python /path/to/train.py does not change it.
+    Relative paths count from the current folder. For train.sh that is the project's, wherever it was called from; for python
+    /path/to/train.py it is the user's.
     """
     here = os.path.realpath(os.getcwd())
     away = here == str(ROOT) != os.path.realpath(os.environ.get("VIT_CALLED_FROM") or here)
     if here != str(ROOT) and script.endswith((".py", ".sh")):
         script = shlex.quote(str(ROOT / script))
-    program = "bash" if script.endswith(".sh") else _python()
+    program = "bash" if script.endswith(".sh") else python_command()
     return " ".join(filter(None, [f"cd {shlex.quote(here)} &&" if away else "", variables, program, script]))
 
 
 def command_to_resume(folder: Path, num_steps: int | None = None) -> str:
-    """Return the command that resumes a run: with train.sh in the project's folder, else with train.py, because the run's paths
-    are relative to the current folder."""
+    """Return the command that resumes a run: with train.sh in the project's folder, else with train.py, since the run's paths
+    are relative to the current folder. It repeats the variables of train.sh that no checkpoint holds, such as NPROC."""
     if os.path.realpath(os.getcwd()) == str(ROOT):
-        return command("train.sh", f"RESUME_PATH={shlex.quote(str(folder))}" + (f" NUM_STEPS={num_steps}" if num_steps else ""))
+        variables = [os.environ.get("VIT_TYPED", "").strip(), f"RESUME_PATH={shlex.quote(str(folder))}",
+                     f"NUM_STEPS={num_steps}" if num_steps else ""]
+        return command("train.sh", " ".join(filter(None, variables)))
     more = f" --num_steps {num_steps}" if num_steps else ""
     return f"{command('train.py')} --resume_path {shlex.quote(str(folder))}{more}"
 
 
-def _python() -> str:
-    """Return this Python as a user would type it."""
-    python = sys.executable
-    if Path(python).is_relative_to(Path.cwd()):
-        return shlex.quote(os.path.relpath(python))
-    return "python" if shutil.which("python") and os.path.samefile(shutil.which("python"), python) else shlex.quote(python)
+def python_command() -> str:
+    """Return this Python as the user would type it: `python` where the shell finds it by that name, else its path, so that a
+    command to copy has the packages of a .venv that is not active."""
+    here = sys.executable
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        # A virtual environment links to the Python it was made from: the same file, with other packages.
+        if found and os.path.samefile(found, here) and _environment(found) == _environment(here):
+            return name
+    return shlex.quote(os.path.relpath(here) if Path.cwd() in Path(here).parents[1:] else here)
+
+
+def command_to_install(requirements: str) -> str:
+    """Return the command that installs what a file of requirements lists, for this Python."""
+    here = os.path.realpath(os.getcwd()) == str(ROOT)
+    return f"{python_command()} -m pip install -r {shlex.quote(requirements if here else str(ROOT / requirements))}"
+
+
+def _environment(python: str) -> str:
+    """Return the folder of the virtual environment that the Python is in; "" if it is in none."""
+    folder = Path(python).parent.parent
+    return os.path.realpath(folder) if (folder / "pyvenv.cfg").exists() else ""
 
 
 RESUME_FLAGS = ("resume_path", "output_dir", "name")

@@ -16,6 +16,7 @@ choose_devices() {
     wanted=${wanted#,} wanted=${wanted%,}
     VISIBLE=$KEEP
     case $wanted in
+    mps | MPS) fail "GPUS=$GPUS: GPUS chooses GPUs of CUDA or ROCm. An Apple GPU: bash train.sh --device mps" ;;
     cpu | CPU | none | -1)
         VISIBLE='' NPROC=${NPROC:-1}
         return ;;

@@ -191,7 +191,7 @@ class ResilientStream:
     def __init__(self, stream: TextIO | None):
         """stream: None if it was closed before Python started."""
         self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
-        self._stream.reconfigure(errors="backslashreplace")
+        self._stream.reconfigure(errors="backslashreplace", line_buffering=True)       # in a file both outputs keep their order
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -208,6 +208,15 @@ class ResilientStream:
             return call(*arguments)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def bar_size() -> dict:
+    """tqdm's arguments for a bar on standard error. In a terminal of 0 columns (some containers) tqdm would print nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns:
+            return {"dynamic_ncols": True}
+    typed = os.environ.get("COLUMNS", "")
+    return {"ncols": int(typed) if typed.isdecimal() and int(typed) else 80, "nrows": 24}
 
 
 class StopSignal:

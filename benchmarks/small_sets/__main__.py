@@ -2,8 +2,8 @@
 
 .venv-reference/bin/python -m benchmarks.small_sets --data DIR --start FILE --timm_train timm/train.py --page docs/small_sets.md
 
-Draws new splits of every set, runs all contenders on the same splits, and compares them in pairs. Each run is a process of its
-own and a line of the results file; what is in that file is not run again.
+Draws new splits of every set, runs all contenders on the same splits, and compares them in pairs. Each run is its own process and
+a line of the results file. What is in that file is not run again.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from .measured import ROOT
 from .splits import class_names
 
 SETS = "flowers8,hymenoptera,tiny_imagenet10"
-# Of the ViT that MODEL_ZOO.md starts its small real sets from
+# The ViT from which the runs of docs/measured.md on small real images start
 MODEL = "--model_type ViT-Ti_16 --img_size 32 --patch_size 4 --hidden_size 128 --num_layers 6 --num_heads 4 --mlp_dim 256"
 RESULTS = ROOT / "benchmarks" / "results" / "small_sets.jsonl"
 PACKAGES = ("scikit-learn", "accelerate")
 
 
 def numbers(text: str) -> list[int]:
-    """1-3,7 -> [1, 2, 3, 7]"""
+    """Parse "1-3,7" to [1, 2, 3, 7]."""
     found = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -40,7 +40,7 @@ def numbers(text: str) -> list[int]:
 
 
 def sizes(text: str) -> list[str]:
-    """5,20,all. At least two, for cross-validation."""
+    """Parse "5,20,all". Raises ValueError for fewer than two images, which cross-validation needs."""
     for part in text.split(","):
         if part != figures.ALL and int(part) < 2:
             raise ValueError(text)
@@ -49,26 +49,26 @@ def sizes(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.small_sets", description=__doc__.partition("\n")[0])
-    made.add_argument("--data", type=Path, required=True, help="folder that holds the sets: SET/train/CLASS, SET/val/CLASS")
+    made.add_argument("--data", type=Path, required=True, help="folder with the sets: SET/train/CLASS, SET/val/CLASS")
     made.add_argument("--sets", default=SETS, help="default %(default)s")
     made.add_argument("--start", type=Path, required=True, help="start weights, a file that train.py reads")
-    made.add_argument("--model", default=MODEL, help="flags of train.py that name their model; default %(default)s")
-    made.add_argument("--timm_train", type=Path, help="timm's train.py, which its package lacks; without it timm is left out")
+    made.add_argument("--model", default=MODEL, help="flags of train.py that describe their model; default %(default)s")
+    made.add_argument("--timm_train", type=Path, help="timm's train.py (it is not in its package); without it timm is left out")
     made.add_argument("--draws", type=numbers, default="1-5", help="seeds of splits and runs, such as 1-5; default %(default)s")
-    made.add_argument("--per_class", type=sizes, default="5,20,all", help="training images a class; default %(default)s")
-    made.add_argument("--contenders", default="", help="names, by commas; default all of "
+    made.add_argument("--per_class", type=sizes, default="5,20,all", help="training images per class; default %(default)s")
+    made.add_argument("--contenders", default="", help="names, separated by commas; default: all of "
                       + ", ".join(one.name for one in CONTENDERS))
-    made.add_argument("--candidates", type=Path, help="JSON: name -> flags of train.py, or -> {images a class: flags}; they take "
-                      "part in place of the contenders, unless --contenders names those too")
-    made.add_argument("--base", default="auto", help="who is compared with all others; default %(default)s")
-    made.add_argument("--jobs", type=int, default=2, help="runs at a time; each gets its part of the cores; default %(default)s")
+    made.add_argument("--candidates", type=Path, help="JSON file: name -> flags of train.py, or -> {images per class: flags}; "
+                      "run instead of the contenders (--contenders chooses from both)")
+    made.add_argument("--base", default="auto", help="the contender that is compared with all others; default %(default)s")
+    made.add_argument("--jobs", type=int, default=2, help="runs at the same time, which share the cores; default %(default)s")
     made.add_argument("--json", type=Path, default=RESULTS, help="results file; default benchmarks/results/small_sets.jsonl")
-    made.add_argument("--page", type=Path, help="Markdown file to write the tables to; they are printed anyway")
+    made.add_argument("--page", type=Path, help="Markdown file to write the page to; it is printed too")
     return made
 
 
 def choose_contenders(options: argparse.Namespace) -> list[Contender]:
-    """The base first. Raises ValueError for a name that nobody has."""
+    """Return the contenders that take part, the base first. Raises ValueError for an unknown name."""
     known = {one.name: one for one in CONTENDERS}
     wanted = [one.name for one in CONTENDERS if options.timm_train or not one.needs_timm_train]
     if options.candidates:
@@ -79,14 +79,14 @@ def choose_contenders(options: argparse.Namespace) -> list[Contender]:
         wanted = options.contenders.split(",")
     for name in (options.base, *wanted):
         if name not in known:
-            raise ValueError(f"no contender is called {name}; there are {', '.join(known)}")
+            raise ValueError(f"--contenders: unknown name {name}. Choose from {', '.join(known)}")
         if known[name].needs_timm_train and not options.timm_train:
-            raise ValueError(f"{name} needs --timm_train")
+            raise ValueError(f"--contenders: {name} needs --timm_train. Add it or leave {name} out")
     return [known[name] for name in dict.fromkeys([options.base, *wanted])]
 
 
 def check(options: argparse.Namespace, contenders: list[Contender], results: Results) -> None:
-    """Raises ValueError."""
+    """Raise ValueError for data, a model, files or results that do not fit."""
     for name in options.sets.split(","):
         class_names(options.data / name)
     start.row_of(options.model)
@@ -96,15 +96,16 @@ def check(options: argparse.Namespace, contenders: list[Contender], results: Res
     flags = {one.name: one.flags for one in contenders}
     for run in results.runs:
         if flags.get(run["contender"], run["flags"]) != run["flags"]:
-            raise ValueError(f"{options.json} has runs of {run['contender']} with other flags ({run['flags']}): choose another "
-                             "name or another --json")
+            raise ValueError(f"--json: {options.json} has runs of {run['contender']} with other flags ({run['flags']}). Choose "
+                             "another name or another file")
 
 
-def page(results: Results, contenders: list[Contender], pairs: list, gains: bool) -> str:
-    """Of these contenders and pairs alone: the results may hold others."""
+def page(results: Results, contenders: list[Contender], pairs: list, gains: bool, name: str = "") -> str:
+    """Return the page of these contenders and pairs; the results may contain others. name: of the page's file."""
     names, asked = {one.name for one in contenders}, set(pairs)
     runs = [run for run in results.runs if run["contender"] in names and figures.pair_of(run) in asked]
-    return figures.page(runs, results.sessions, [(one.name, one.what) for one in contenders], contenders[0].name, gains=gains)
+    return figures.page(runs, results.sessions, [(one.name, one.what) for one in contenders], contenders[0].name, gains=gains,
+                        purpose=figures.PURPOSES.get(name, ""))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             Job, start=options.start.resolve(), model=options.model, row=start.row_of(options.model),
             timm_start=Path(folder, start.TIMM_FILE), timm_train=options.timm_train and options.timm_train.resolve()), threads)
         comparison.run(pairs, options.jobs)
-    text = page(results, contenders, pairs, gains=bool(options.candidates))
+    text = page(results, contenders, pairs, bool(options.candidates), options.page.stem if options.page else "")
     print(f"\n{text}")
     if options.page:
         options.page.write_text(text, encoding="utf-8")

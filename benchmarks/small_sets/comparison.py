@@ -1,4 +1,4 @@
-"""The runs of all pairs (a set, a draw, a number of images a class), and the file that keeps their results."""
+"""Run all pairs (a set, a draw, a number of images per class), and keep their results in a file."""
 
 import dataclasses
 import datetime
@@ -21,13 +21,14 @@ Pair = tuple[str, int, str]
 
 
 class Results:
-    """The results file, one JSON object a line, appended as runs end.
+    """The results file: one JSON object per line, appended when a run ends.
 
-    A line with "machine" says how the command was called that wrote the runs behind it; their "session" is its number from 1.
+    A line with "machine" is a session: it describes the command that wrote the runs after it. The "session" of a run is its
+    number, counted from 1.
     """
 
     def __init__(self, path: Path):
-        """Reads what is there; a last line that was cut off is removed. Raises ValueError for a file of something else."""
+        """Read the file if it exists, and remove a last line that was cut off. Raises ValueError for a file of another kind."""
         self.path, self.sessions, self.runs, self._lock = path, [], [], threading.Lock()
         if not path.exists():
             return
@@ -39,16 +40,19 @@ class Results:
                 entry = json.loads(line)
                 (self.sessions if "machine" in entry else self.runs).append(entry)
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: not a results file of this command ({error})") from error
+                raise ValueError(f"--json: {path} is not a results file of this command ({error})") from error
 
     def find(self, pair: Pair, contender: str) -> dict | None:
+        """Return the run of a contender on a pair, if there is one."""
         return next((run for run in self.runs if pair_of(run) == pair and run["contender"] == contender), None)
 
     def begin(self, session: dict) -> None:
+        """Append a session, to which the following runs belong."""
         self._append(session)
         self.sessions.append(session)
 
     def add(self, run: dict) -> None:
+        """Append a run."""
         with self._lock:
             run["session"] = len(self.sessions)
             self._append(run)
@@ -62,7 +66,10 @@ class Results:
 
 @dataclasses.dataclass
 class Comparison:
-    """contenders: the base first, whose length the others take over. job: a Job, but for its split and its folder."""
+    """The runs of all contenders on all pairs.
+
+    contenders: the base first; the others run as long as it did. job: makes a Job of a split, a draw and a folder.
+    """
 
     contenders: Sequence[Contender]
     results: Results
@@ -75,7 +82,7 @@ class Comparison:
     _begun: float = dataclasses.field(default_factory=time.monotonic)
 
     def run(self, pairs: Sequence[Pair], jobs: int) -> None:
-        """Runs what is not in the results; what ends this thread (Ctrl-C, a signal) ends the runs too."""
+        """Run what is not in the results yet. An exception in this thread (Ctrl-C, a signal) ends the runs too."""
         before = len(self.results.runs)
         with ThreadPoolExecutor(jobs) as pool:
             try:
@@ -106,7 +113,7 @@ class Comparison:
                         self.failed.append(f"{name}, draw {draw}, {size}: {contender.name} {error}")
                         print(f"failed: {self.failed[-1]}", file=sys.stderr, flush=True)
                     if base is None:
-                        return                             # the others would not know for how long to run
+                        return                             # the length of the others is not known
                     continue
                 self.results.add(run)
                 base = base or run
@@ -116,7 +123,7 @@ class Comparison:
 
 
 def record(contender: Contender, job: Job, threads: int) -> dict:
-    """Runs one contender -> what is kept of it. Raises RunFailed."""
+    """Run one contender and return its results. Raises RunFailed."""
     command = contender.command(job)
     usage = measured.run(command, job.out, threads)
     outcome = contender.read(job)
@@ -132,7 +139,7 @@ def record(contender: Contender, job: Job, threads: int) -> dict:
 
 
 def check_held_out(outcome: Outcome, split: Split) -> None:
-    """Raises RunFailed for an accuracy that is none of a whole number of the held-out images: it was measured on others."""
+    """Raise RunFailed for an accuracy that is no whole number of the held-out images: it was measured on other images."""
     for _, accuracy in outcome.evaluations:
         right = accuracy * split.held_out / 100
         if abs(right - round(right)) > 0.02:

@@ -1,4 +1,4 @@
-"""Who takes part: the command of each, and how its accuracies are read."""
+"""The contenders: the command of each, and how its accuracies are read."""
 
 import csv
 import dataclasses
@@ -13,12 +13,12 @@ from .measured import MOMENTS, Outcome
 from .splits import Split
 from .start import TIMM_MODEL, timm_kwargs
 
-BATCH, RATE, WARMUP = 32, 0.03, 0.1          # what "our recipe" means below; the warm-up is a part of the run
+BATCH, RATE, WARMUP = 32, 0.03, 0.1          # of "our recipe" below; the warm-up is a fraction of the run
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a command is made of. images_seen: by the base's run on this split, which the others repeat."""
+    """What a command is made from. images_seen: by the base's run on this split; the others see as many."""
 
     split: Split
     draw: int
@@ -39,15 +39,15 @@ class Job:
 @dataclasses.dataclass(frozen=True)
 class Contender:
     name: str
-    what: str                                       # for the page
+    what: str                                       # for the page; it begins with a short name, up to a colon or a semicolon
     command: Callable[[Job], list[str]]
-    read: Callable[[Job], Outcome]                  # what the run left in job.out
-    flags: str = ""                                 # of a candidate: another text is another contender
+    read: Callable[[Job], Outcome]                  # from what the run wrote to job.out
+    flags: str = ""                                 # of a candidate: other flags make another contender
     needs_timm_train: bool = False
 
 
 def displayed(command: Sequence[str], job: Job) -> str:
-    """The command without the folders of this machine"""
+    """Return the command without the folders of this machine."""
     words = {job.split.folder: "SPLIT", job.out: "OUT", job.start: "START", job.timm_start: "START.safetensors",
              job.timm_train: "timm/train.py", sys.executable: "python", shlex.quote(job.model): "MODEL", job.model: "MODEL"}
     text = shlex.join(command)
@@ -73,7 +73,9 @@ def vit_paper(job: Job) -> list[str]:
 
 
 def candidate(name: str, flags: str | dict[str, str], sizes: Sequence[str]) -> Contender:
-    """Flags of ours, or such flags by the number of images a class ("5", "20", "all"). Raises ValueError where some are missing.
+    """Return a contender that runs train.py with these flags.
+
+    flags: one text, or one for each number of images per class ("5", "20", "all"). Raises ValueError if some are missing.
     """
     if isinstance(flags, dict) and not set(flags) >= set(sizes):
         raise ValueError(f"candidate {name}: no flags for {', '.join(size for size in sizes if size not in flags)}")
@@ -85,11 +87,11 @@ def candidate(name: str, flags: str | dict[str, str], sizes: Sequence[str]) -> C
         return train_py(job, *words)
 
     text = flags if isinstance(flags, str) else json.dumps(flags)
-    return Contender(name, f"train.py with `{text}`" if text else "train.py, nothing else set", command, read_ours, text)
+    return Contender(name, f"train.py with `{text}`" if text else "train.py; nothing else is set", command, read_ours, text)
 
 
 def read_ours(job: Job) -> Outcome:
-    """From log.jsonl and config.json of the run"""
+    """Read log.jsonl and config.json of the run."""
     config = json.loads((job.out / "run" / "config.json").read_text(encoding="utf-8"))["config"]
     lines = (job.out / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return outcome_of_ours(config, [json.loads(line) for line in lines])
@@ -108,7 +110,7 @@ def outcome_of_ours(config: dict, events: list[dict]) -> Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class TimmLength:
-    """timm drops the last incomplete batch of an epoch: more epochs make up for it, so that it sees as many images."""
+    """The length of a run of timm, which drops the last incomplete batch of an epoch: more epochs make up for that."""
 
     batch: int
     steps_per_epoch: int
@@ -154,7 +156,7 @@ def read_timm(job: Job) -> Outcome:
 
 
 def outcome_of_timm(rows: list[dict[str, str]], length: TimmLength) -> Outcome:
-    """rows: of its summary.csv, epochs counted from 0"""
+    """Return the outcome. rows: of its summary.csv, which counts epochs from 0."""
     steps = length.epochs * length.steps_per_epoch
     return Outcome(tuple(((int(row["epoch"]) + 1) / length.epochs, float(row["eval_top1"])) for row in rows), steps,
                    steps * length.batch)
@@ -188,22 +190,23 @@ def outcome_of_logistic(result: dict) -> Outcome:
 
 
 CONTENDERS = (
-    Contender("auto", "train.py with data, start weights and model, and nothing else", train_py, read_ours),
-    Contender("auto-one-pass", "`auto` with `--tta none`: an image without its mirror image in evaluation, as the programs below",
+    Contender("auto", "train.py with data, start weights and model; nothing else is set", train_py, read_ours),
+    Contender("auto-one-pass", "`auto` with `--tta none`: evaluation without mirror images, as in the programs below",
               lambda job: train_py(job, "--tta", "none"), read_ours, "--tta none"),
-    Contender("vit-paper", "train.py, recipe `vit-paper` at batch 32: SGD 0.03, warm-up a tenth, crops of half the area and "
-              "more; evaluation on the whole image, squeezed to a square", vit_paper, read_ours),
+    Contender("vit-paper", "train.py with the recipe `vit-paper` at batch 32: SGD 0.03, warm-up a tenth, crops of half the area "
+              "and more; evaluation on the whole image, squeezed to a square", vit_paper, read_ours),
     Contender("timm", "timm's train.py with the settings of `vit-paper`; evaluation with the shape kept (it cannot squeeze)",
               timm_same, read_timm, needs_timm_train=True),
-    Contender("timm-own", "timm's train.py with what it and the model's pretrained_cfg set: SGD with Nesterov momentum, 0.1 x "
-              "batch / 256, weight decay 2e-5, 5 epochs of warm-up, crops of 0.08 of the area and more, color jitter "
+    Contender("timm-own", "timm's train.py with its own defaults: those of its flags and of the model's pretrained_cfg, SGD with "
+              "Nesterov momentum, 0.1 x batch / 256, weight decay 2e-5, 5 epochs of warm-up, crops of 0.08 of the area and more, "
+              "color jitter "
               "0.4, smoothing 0.1, bicubic, evaluation crop 0.9", timm_own, read_timm, needs_timm_train=True),
     Contender("transformers", "transformers' Trainer with the settings of `vit-paper`; evaluation with the shape kept",
               trainer_command("same"), lambda job: outcome_of_trainer(read_json(job), job.split.train)),
-    Contender("transformers-own", "transformers' Trainer at its defaults, with the transforms of its image-classification "
-              "example: AdamW 5e-5, linear decay, batch 8, crops of 0.08 of the area and more; evaluation with the shape kept",
+    Contender("transformers-own", "transformers' Trainer with its own defaults: the transforms of its image-classification "
+              "example, AdamW 5e-5, linear decay, batch 8, crops of 0.08 of the area and more; evaluation with the shape kept",
               trainer_command("own"), lambda job: outcome_of_trainer(read_json(job), job.split.train)),
-    Contender("logistic", "scikit-learn's logistic regression on frozen features of images and mirror images, in evaluation "
+    Contender("logistic", "scikit-learn's logistic regression on frozen features: of images and mirror images, in evaluation "
               "too; cross-validation on the training images chooses C, and whether all images are squeezed or seen with their "
               "shape kept and a crop of 0.875, bicubic",
               lambda job: module_command(job, "logistic"), lambda job: outcome_of_logistic(read_json(job))),

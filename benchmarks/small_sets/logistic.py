@@ -1,10 +1,10 @@
-"""A logistic regression on frozen features of the start: nothing is fine-tuned.
+"""Fit a logistic regression on frozen features of the start weights: nothing is fine-tuned.
 
 python -m benchmarks.small_sets.logistic --data SPLIT --start FILE --model "FLAGS OF OURS" --seed 1 --json FILE
 
-Images are seen whole, squeezed to a square, or with their shape kept and the middle cut out (crop 0.875), bicubic as in `auto`;
-each as it is and mirrored, in training and, with the mean of both probabilities, in evaluation. Cross-validation on the training
-images chooses the view and C.
+Images are shown whole, squeezed to a square, or with their shape kept and the middle cut out (crop 0.875), bicubic as in `auto`.
+Each is used with its mirror image: in training, and in evaluation with the mean of both probabilities. Cross-validation on the
+training images chooses the view and C.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FOLDS = 5
 
 @torch.inference_mode()
 def features(model: torch.nn.Module, row: dict, folder: Path, crop: float) -> tuple[np.ndarray, np.ndarray]:
-    """-> (2, images, D) of the images and their mirror images, (images,)"""
+    """Return the features of the images and their mirror images (2, images, D), and the labels (images,)."""
     transform = eval_transform((row["img_size"],) * 2, interpolation="bicubic", crop=crop)
     mean, std = (torch.tensor(row[name]).view(1, -1, 1, 1) * 255 for name in ("mean", "std"))
     found, labels = [], []
@@ -45,8 +45,10 @@ def features(model: torch.nn.Module, row: dict, folder: Path, crop: float) -> tu
 
 
 def search(values: np.ndarray, labels: np.ndarray, seed: int) -> GridSearchCV:
-    """values: (2, images, D). Fitted, with the C of the lowest cross-entropy on held-out folds; an image and its mirror image are
-    in the same fold."""
+    """Return a fitted search for the C with the lowest cross-entropy on held-out folds.
+
+    values: (2, images, D). An image and its mirror image are in the same fold.
+    """
     count = len(labels)
     folds = [tuple(np.concatenate([part, part + count]) for part in parts) for parts in StratifiedKFold(
         min(FOLDS, int(np.bincount(labels).min())), shuffle=True, random_state=seed).split(labels, labels)]
@@ -56,6 +58,7 @@ def search(values: np.ndarray, labels: np.ndarray, seed: int) -> GridSearchCV:
 
 
 def evaluate(options: argparse.Namespace) -> dict:
+    """Return accuracy, C and cross-validated loss of each view, and the view with the lowest loss."""
     row = row_of(options.model)
     model, views = our_model(options.start, row, 2).eval(), {}
     for name, crop in VIEWS.items():

@@ -1,4 +1,4 @@
-"""One run of any program: what it used, and the accuracies it reported."""
+"""Run any program, and measure what it uses; the accuracies that it reported."""
 
 import contextlib
 import dataclasses
@@ -10,24 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MOMENTS = 8         # of a run, whose evaluations count for its best
+MOMENTS = 8         # of a run: only evaluations there count for its best
 _running: set[int] = set()          # process numbers
 
 
 class RunFailed(RuntimeError):
-    """A program that ended with another code than 0: what it printed last."""
+    """Raised when a program ends with another code than 0; the message has its last lines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
     wall: float           # seconds, from the start of the program to its end
-    cpu: float            # seconds, with those of the processes that it started
+    cpu: float            # seconds, with those of the processes it started
     memory: float         # MiB, of its largest process
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """evaluations: (position, accuracy in percent), positions from above 0 to 1, which is the end of training."""
+    """What a run reached.
+
+    evaluations: (position, accuracy in percent), with positions above 0 up to 1, the end of training.
+    """
 
     evaluations: tuple[tuple[float, float], ...]
     steps: int
@@ -44,9 +47,9 @@ class Outcome:
 
 
 def at_moments(evaluations: Sequence[tuple[float, float]], count: int = MOMENTS) -> list[tuple[float, float]]:
-    """The evaluations nearest to the moments 1/count, 2/count ... 1: evaluating more often makes no better best.
+    """Return the evaluations nearest to the moments 1/count, 2/count ... 1, so that more evaluations make no better best.
 
-    Fewer than `count` where the program evaluates less often. Raises ValueError where the end was not evaluated.
+    They are fewer than `count` if the program evaluates less often. Raises ValueError if the end was not evaluated.
     """
     if not evaluations or evaluations[-1][0] != 1:
         raise ValueError(f"the end of training was not evaluated: {list(evaluations)[-1:]}")
@@ -55,7 +58,7 @@ def at_moments(evaluations: Sequence[tuple[float, float]], count: int = MOMENTS)
 
 
 def run(command: Sequence[str], folder: Path, threads: int) -> Usage:
-    """Runs a program from the root with that many threads and no GPU; its output goes to folder/output.txt. Raises RunFailed."""
+    """Run a program in the root folder without a GPU, and write its output to folder/output.txt. Raises RunFailed."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ def run(command: Sequence[str], folder: Path, threads: int) -> Usage:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=stream,
                                    stderr=subprocess.STDOUT)
         _running.add(process.pid)
-        _, status, used = os.wait4(process.pid, 0)                 # of this process and those that it waited for
+        _, status, used = os.wait4(process.pid, 0)                 # of this process and those it waited for
         wall = time.perf_counter() - started
         _running.discard(process.pid)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -76,7 +79,7 @@ def run(command: Sequence[str], folder: Path, threads: int) -> Usage:
 
 
 def terminate_all() -> None:
-    """Asks every program that runs to end."""
+    """Send SIGTERM to every running program."""
     for number in list(_running):
         with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal.SIGTERM)             # Popen.terminate() might take the exit code that os.wait4 waits for

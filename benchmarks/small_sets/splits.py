@@ -1,4 +1,4 @@
-"""New splits of a data set of class folders: all images of train/ and val/ in one pool, drawn again class by class."""
+"""Draw new splits of a data set of class folders: all images of train/ and val/ in one pool, class by class."""
 
 import dataclasses
 import random
@@ -16,10 +16,10 @@ class Split:
 
 
 def draw_split(source: Path, out: Path, draw: int, per_class: int | None) -> Split:
-    """Links the images of a new split into out/train/CLASS and out/val/CLASS.
+    """Link the images of a new split into out/train/CLASS and out/val/CLASS.
 
-    Of each class val keeps its size; train gets `per_class` images, or its old size (None; also where there are fewer). The same
-    draw has the same val for every size, and the larger train holds the smaller one. Raises ValueError where a folder is missing.
+    In each class val keeps its size; train gets `per_class` images, or its old size (None; also if there are fewer). The same
+    draw has the same val for every size, and a larger train contains the smaller one. Raises ValueError if a folder is missing.
     """
     counts, classes = dict.fromkeys(PARTS, 0), class_names(source)
     for name in classes:
@@ -38,12 +38,12 @@ def draw_split(source: Path, out: Path, draw: int, per_class: int | None) -> Spl
 
 
 def class_names(source: Path) -> list[str]:
-    """Raises ValueError where train/ and val/ are not there with the same classes."""
+    """Return the names of the classes. Raises ValueError if train/ and val/ do not both exist with the same classes."""
     found = []
     for part in PARTS:
         if not (source / part).is_dir():
-            raise ValueError(f"{source}: no folder {part}/; expected class folders in train/ and val/")
+            raise ValueError(f"--sets: {source} has no folder {part}/. Expected class folders in train/ and val/")
         found.append(sorted(path.name for path in (source / part).iterdir() if path.is_dir()))
     if found[0] != found[1] or not found[0]:
-        raise ValueError(f"{source}: train/ and val/ must have the same class folders")
+        raise ValueError(f"--sets: train/ and val/ of {source} must have the same class folders")
     return found[0]

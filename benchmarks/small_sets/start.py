@@ -1,4 +1,4 @@
-"""The start weights for every program: the same features to 1e-4, or the comparison does not begin.
+"""Give every program the same start weights, and check that their features agree to 1e-4.
 
 python -m benchmarks.small_sets.start --start FILE --model "FLAGS OF OURS" --out FOLDER
 """
@@ -18,7 +18,10 @@ TOLERANCE = 1e-4
 
 
 def row_of(flags: str) -> dict:
-    """Flags of ours that name a model -> their row, and its "name" and "img_size" (the side). Raises ValueError."""
+    """Return the row of the model that these flags of train.py describe, with "name" and "img_size" (the side).
+
+    Raises ValueError for other flags, and for images that are not square.
+    """
     typed = parse(shlex.split(flags))
     if typed.get("model_type") not in MODELS:
         raise ValueError(f"--model {flags}: expected --model_type and the name of a model")
@@ -31,21 +34,21 @@ def row_of(flags: str) -> dict:
 
 
 def timm_kwargs(row: dict) -> dict:
-    """For timm's create_model, beside the name TIMM_MODEL"""
+    """Return the arguments of timm's create_model that follow the name TIMM_MODEL."""
     return {"img_size": row["img_size"], "patch_size": row["patch_size"], "embed_dim": row["hidden_size"],
             "depth": row["num_layers"], "num_heads": row["num_heads"], "mlp_ratio": row["mlp_dim"] / row["hidden_size"],
             "act_layer": {"tanh": "gelu_tanh", "erf": "gelu"}[row["gelu"]]}
 
 
 def our_model(file: Path, row: dict, classes: int):
-    """With a head of zeros"""
+    """Return our model with the weights of the file and a head of zeros."""
     from models import create_model
 
     return create_model(row["name"], classes, row["img_size"], file, "zero", **{name: row[name] for name in SIZES})
 
 
 def timm_model(file: Path, row: dict, classes: int):
-    """As timm's train.py makes it of --pretrained --pretrained-path"""
+    """Return the model that timm's train.py makes from --pretrained --pretrained-path."""
     import timm
 
     return timm.create_model(TIMM_MODEL, pretrained=True, num_classes=classes,
@@ -53,7 +56,7 @@ def timm_model(file: Path, row: dict, classes: int):
 
 
 def transformers_model(file: Path, row: dict, classes: int):
-    """ViTForImageClassification with our weights; its head is drawn by its own rule."""
+    """Return ViTForImageClassification with our weights; it draws its own head. Raises ValueError if names do not match."""
     from transformers import ViTConfig, ViTForImageClassification
 
     from models.checkpoints.conversions import CONVERSIONS, transformers_rows
@@ -72,12 +75,12 @@ def transformers_model(file: Path, row: dict, classes: int):
                 state[f"vit.{source}"] = CONVERSIONS[conversion].to_file(ours.get_parameter(name).detach(), ours, part)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or {name for name in missing if not name.startswith("classifier.")}:
-        raise ValueError(f"transformers names its parameters otherwise: {[*missing, *unexpected]}")
+        raise ValueError(f"names of parameters that transformers and this program do not share: {[*missing, *unexpected]}")
     return model
 
 
 def differences(file: Path, row: dict, folder: Path) -> dict[str, float]:
-    """Writes the start for timm into `folder` -> by program, the largest difference of its features from ours"""
+    """Write the start for timm into `folder`. Return the largest difference of each program's features from ours, by program."""
     import torch
 
     from models import save_timm
@@ -103,10 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         found = differences(options.start, row_of(options.model), options.out)
     except ValueError as error:                                     # ModelError is one
         sys.exit(f"--start: {error}")
-    print("features of the start, largest difference from ours: " + ", ".join(f"{name} {value:.1e}" for name, value in
+    print("features of the start weights, largest difference from ours: " + ", ".join(f"{name} {value:.1e}" for name, value in
                                                                               found.items()))
     if not max(found.values()) < TOLERANCE:
-        sys.exit(f"a start that differs by more than {TOLERANCE} makes no fair comparison")
+        sys.exit(f"--start: the features differ by more than {TOLERANCE}, so that the comparison would not be fair")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""transformers' Trainer on a split, as its image-classification example uses it: PIL, torchvision's transforms, one process.
+"""Run transformers' Trainer on a split, as its image-classification example does: PIL, torchvision's transforms, one process.
 
 python -m benchmarks.small_sets.trainer --data SPLIT --start FILE --model "FLAGS OF OURS" --settings same --passes 30 --seed 1
     --out FOLDER --json FILE
 
 --settings same: our recipe (SGD 0.03, batch 32, cosine, a tenth of warm-up, crops of half the area and more, a head of zeros).
 own: TrainingArguments' defaults (AdamW 5e-5, linear decay, batch 8, no warm-up), the example's RandomResizedCrop, and the head
-that the model draws. Both evaluate as the example: Resize of the shorter side and CenterCrop.
+that the model draws. Both evaluate as the example does: Resize of the shorter side and CenterCrop.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class Images(torch.utils.data.Dataset):
-    """Class folders, read anew for every pass"""
+    """The images of class folders, which are read again in every pass."""
 
     def __init__(self, folder: Path, transform: t.Compose):
         classes = sorted(path.name for path in folder.iterdir())
@@ -45,7 +45,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def views(settings: str, row: dict) -> tuple[t.Compose, t.Compose]:
-    """-> transforms of training and evaluation"""
+    """Return the transforms for training and for evaluation."""
     side = row["img_size"]
     last = [t.ToTensor(), t.Normalize(row["mean"], row["std"])]
     scale = (0.5, 1.0) if settings == "same" else (0.08, 1.0)
@@ -54,6 +54,7 @@ def views(settings: str, row: dict) -> tuple[t.Compose, t.Compose]:
 
 
 def train(options: argparse.Namespace) -> dict:
+    """Train, and return steps, passes, evaluations and losses."""
     row = row_of(options.model)
     transformers.set_seed(options.seed)
     training, evaluation = views(options.settings, row)
@@ -82,7 +83,7 @@ def train(options: argparse.Namespace) -> dict:
 
 
 def evaluations_of(log_history: list[dict]) -> list[tuple[int, float]]:
-    """The Trainer's log -> (step, accuracy from 0 to 1)"""
+    """Return (step, accuracy from 0 to 1) of each evaluation in the Trainer's log."""
     return [(entry["step"], entry["eval_accuracy"]) for entry in log_history if "eval_accuracy" in entry]
 
 

@@ -1,1 +1,1 @@
-"""Every published file format, in and out."""
+"""Reads and writes every published file format of these models."""

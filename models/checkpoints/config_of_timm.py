@@ -1,7 +1,7 @@
-"""timm's config.json -> what the model is: the name of its architecture, what its model_args set otherwise, and pretrained_cfg.
+"""Reads timm's config.json: the name of the architecture, the arguments in model_args that change it, and pretrained_cfg.
 
-Checked with timm 1.0.31 (vision_transformer.py, eva.py, deit.py). A name of its Vision Transformers of 2021 says how many heads
-they have, as files with them may be of other sizes; a name of a later family says which row of configs.MODELS it is.
+Checked with timm 1.0.31 (vision_transformer.py, eva.py, deit.py). The names of timm's Vision Transformers of 2021 give only the
+number of heads, since files with these names may have other sizes; the name of a later family gives the row of configs.MODELS.
 """
 
 import re
@@ -23,14 +23,14 @@ OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_ran
 # Google's weights that timm publishes under these tags or names were trained with the tanh form, whatever timm computes.
 TANH_TAGS, TANH_MODELS = re.compile(r"augreg_"), re.compile(r"siglip")
 TANH_NOTE = "GELU is computed in the tanh form, as Google trained it, whatever timm computes"
-# timm's global_pool by the part of a name, of models whose mean has no norm of its own: no array tells it from a cls token.
+# A part of timm's name -> its default global_pool, where no array shows it: these models have no norm after a mean.
 POOL_OF_NAME = {"dinov3": "avg", "lingbot": "token"}
 SIZES = {"tiny": "Ti", "small": "S", "small_plus": "S+", "medium": "M", "base": "B", "large": "L", "huge": "H",
          "huge_plus": "H+", "giant": "g", "giantopt": "gopt", "gigantic": "bigG", "so400m": "SO400M", "7b": "7B", "1b": "1B",
          "3b": "3B", "wee": "Wee", "little": "Little", "mediumd": "MediumD", "betwixt": "Betwixt", "so150m": "SO150M",
          "so150m2": "SO150M2"}
 SIZE, PATCH, PIXELS = r"([a-z0-9_]+?)", r"_patch(\d+)", r"_\d+"
-# What a name matches -> the name of a row: {0} is the size, {1} the patch, and so on.
+# (pattern of timm's names, name of our row); {0}, {1}, ... are the groups of the pattern, mostly size and patch.
 FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_{SIZE}{PATCH}_dinov2", "DINOv2-{0}_{1}"),
     (rf"vit_{SIZE}{PATCH}_reg4_dinov2", "DINOv2-{0}_{1}-reg"),
@@ -63,24 +63,24 @@ FAMILIES = tuple((re.compile(pattern), row) for pattern, row in (
     (rf"vit_(so150m2?){PATCH}_(reg\d)_gap{PIXELS}", "ViT-{0}_{1}-{2}"),
     (rf"vit_(medium){PATCH}_gap{PIXELS}", "ViT-{0}_{1}-gap"),
 ))
-# Names of its VisionTransformer without more: all that such a model computes is in its model_args and its arrays.
+# Names of timm's plain VisionTransformer: model_args and arrays determine all that such a model computes.
 PLAIN = re.compile(r"(?:vit|deit)_(?:tiny|small|base|large|huge|giant|gigantic)_patch\d+(?:_plus)?_\d+"
                    r"(?:_(?:dino|mae|sam|miil|in21k))?")
-# What the names of its Vision Transformers of 2021, CaiT and those like them are made of. A name with other words may be of a
-# model with the same arrays that computes otherwise: rope_ape has the arrays of DeiT III, and rotary positions.
+# The words in the names of Vision Transformers of 2021, CaiT and the like. A name with other words may be a model that has the
+# same arrays and computes something else: rope_ape has the arrays of DeiT III, and rotary positions.
 PLAIN_WORDS = re.compile(
     r"vit|deit|cait|flexivit|tiny|small|medium|base|betwixt|large|huge|giant|gigantic|patch\d+|r\d*|[spm]\d+|x?xs\d+|36x1|plus|gap|"
     r"distilled|\d+|in1k|in21k|ft|sam|dino|mae|miil")
 
-# model_args: those that say nothing about what the model computes when it is used.
-IDLE = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+# model_args that do not change what the model computes in evaluation.
+IGNORED = {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
         "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "global_pool", "fc_norm",
         "use_fc_norm", "head_init_scale", "depth_token_only", "mlp_ratio_token_only", "img_size", "mlp_ratio", "ref_feat_shape",
         "act_layer", "pool_include_prefix", "qkv_bias", "qkv_fused"}
-# That may have but one value here.
+# model_args that are supported with one value only.
 FIXED = {"pos_embed": "learn"}
-NORMS = {"layernorm": "layer", "rmsnorm": "rms"}            # its own, of eps 1e-6
-# And those that are keys of a row, with what makes the value.
+NORMS = {"layernorm": "layer", "rmsnorm": "rms"}            # timm's own classes, with eps 1e-6
+# model_args that are keys of a row: (key, function that converts the value).
 ARGUMENTS = {
     "patch_size": ("patch_size", int), "embed_dim": ("hidden_size", int), "depth": ("num_layers", int),
     "num_heads": ("num_heads", int), "in_chans": ("in_channels", int), "class_token": ("class_token", bool),
@@ -93,28 +93,31 @@ ARGUMENTS = {
 
 
 def row_of(architecture: str, tag: str = "") -> str:
-    """The row of configs.MODELS, "" where the name is of no later family. Raises WeightsError for what none can be."""
+    """Return the row of configs.MODELS for a name of a later family, "" for a name of 2021. Raises WeightsError for others."""
     if what := unbuilt(architecture):
-        raise WeightsError(f"{architecture} has {what}, as no model here")
+        raise WeightsError(f"{architecture} has {what}, which no model here supports")
     for pattern, row in FAMILIES:
         if match := pattern.fullmatch(architecture):
             name = row.format(*(SIZES.get(part, part.replace("_", "-")) for part in match.groups()))
             return name.replace("DINOv3", "EUPE").removesuffix("-qkvb") if tag.startswith("eupe") else name
     if architecture and not all(map(PLAIN_WORDS.fullmatch, architecture.split("_"))):
-        raise WeightsError(f"its architecture, {shown(architecture)}, is none of timm's that are known here, and may "
-                           "compute otherwise than those with its arrays")
+        raise WeightsError(f"its architecture, {shown(architecture)}, is not one of timm's that are known here; it may compute "
+                           "something else than a known one with the same arrays")
     return ""
 
 
 def describe(values: dict) -> Description:
-    """Raises WeightsError for an architecture that is not built here, and other errors for what is no such file."""
+    """Describe a model by the values of timm's config.json.
+
+    Raises WeightsError for an architecture that is not built here, and other errors for values of other types.
+    """
     published, arguments = settings_of(values, "pretrained_cfg"), settings_of(values, "model_args")
     arguments = {key: value for key, value in arguments.items() if value is not None}         # as timm does
     names = values.get("label_names") or values.get("labels") or published.get("label_names")
     found = Description(classes=_own_names(names) if OWN_ENTRY in values else names_of(names))
     tag, name = str(published.get("tag") or ""), str(values.get("architecture") or "")
     found.model, found.license = name, shown(published.get("license") or "")
-    if OWN_ENTRY not in values:            # the notes of weights of ours say it all
+    if OWN_ENTRY not in values:            # our own weights contain their whole row
         found.base = row_of(name, tag)
     found.outputs = values.get("num_classes") if is_whole(values.get("num_classes")) else None
     _take_arguments(found, arguments, values.get("global_pool"), OWN_ENTRY in values)
@@ -140,20 +143,20 @@ def describe(values: dict) -> Description:
 
 
 def _take_arguments(found: Description, arguments: dict, pool: object, own: bool) -> None:
-    """model_args. Raises WeightsError for one that is unknown, and for what no model here does."""
+    """Take over model_args. Raises WeightsError for an unknown one, and for one that no model here supports."""
     norms = {"norm_layer", "embed_norm_layer"} if PLAIN.fullmatch(found.model) else set()
     for key, value in arguments.items():
         if key in ARGUMENTS:
             ours, convert = ARGUMENTS[key]
             found.row[ours] = convert(number_of(key, value, float if convert is float else int))
-        elif not (own or key in IDLE or key in norms or (key in FIXED and value == FIXED[key])):
-            raise WeightsError(f"its model_args have {shown(key)} {shown(value)}, of which models here do not know what it does")
+        elif not (own or key in IGNORED or key in norms or (key in FIXED and value == FIXED[key])):
+            raise WeightsError(f"its model_args have {shown(key)} {shown(value)}, which models here do not support")
     if "qkv_bias" in arguments and not arguments["qkv_bias"]:
         found.row["qkv_bias"] = "none"
     if shape := arguments.get("ref_feat_shape"):
         grid = size_of(shape)
         if not is_whole(grid):
-            raise WeightsError(f"its ref_feat_shape is {shown(shape)}, and rotary positions here have a square one")
+            raise WeightsError(f"its ref_feat_shape is {shown(shape)}, but rotary positions here need a square one")
         found.row["rope_grid"] = grid
     if pool := arguments.get("global_pool") or pool:
         found.pool = str(pool)
@@ -163,21 +166,22 @@ def _take_arguments(found: Description, arguments: dict, pool: object, own: bool
 
 
 def _take_plain(found: Description, arguments: dict) -> None:
-    """What a VisionTransformer without more computes, whatever parts its arguments give it."""
+    """Set the keys that a plain VisionTransformer computes by default, and the norms that its arguments name."""
     found.row |= {"norm_eps": PLAIN_EPS, "rope": "", "positions": found.row.get("positions", "all")}
     if pre := found.row.get("pre_norm"):
         found.row["patch_bias"] = not pre
-    said = {key: arguments.get(key) for key in ("norm_layer", "embed_norm_layer")}
-    for key, value in said.items():
+    layers = {key: arguments.get(key) for key in ("norm_layer", "embed_norm_layer")}
+    for key, value in layers.items():
         if value is not None and (not isinstance(value, str) or value.lower() not in NORMS):
-            raise WeightsError(f"its {key} is {shown(value)}, and models here have {' or '.join(NORMS)}")
-    norm, embedding = (str(value).lower() if value else "" for value in said.values())
+            raise WeightsError(f"its {key} is {shown(value)}, but models here have {' or '.join(NORMS)}")
+    norm, embedding = (str(value).lower() if value else "" for value in layers.values())
     if norm:
         found.row["norm"] = NORMS[norm]
     if embedding:
         found.row["patch_norm"] = "after"
         if embedding != (norm or "layernorm"):
-            raise WeightsError(f"its embed_norm_layer is {embedding} and the norm of its blocks is not, as in no model here")
+            raise WeightsError(f"its embed_norm_layer is {embedding}, but its blocks have another norm, which no model here "
+                               "supports")
 
 
 def _patch_of(name: str) -> int | None:
@@ -194,7 +198,7 @@ def _take_own_run(found: Description, own: object) -> None:
 
 
 def _own_names(names: object) -> list[str]:
-    """As a run of ours has them."""
+    """Return the class names of one of our runs unchanged. Raises ValueError for anything but a list of names."""
     if not isinstance(names, list) or not names or not all(map(TEXT.holds, names)):
-        raise ValueError("its label_names are no names")
+        raise ValueError("its label_names are not a list of names")
     return names

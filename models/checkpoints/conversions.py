@@ -1,4 +1,4 @@
-"""The conversions of arrays of a file into parameters of a model, and back; and the rows of the key maps for a model.
+"""Converts arrays of a file into parameters of a model and back, and lists the rows of the key maps for a model.
 
 Shapes: D width, H heads, d = D / H, P patch side, C classes. `key_maps.py` names the conversion of each parameter.
 """
@@ -17,7 +17,7 @@ from . import key_maps
 
 
 class Row(NamedTuple):
-    """One parameter of a model and where a file has it."""
+    """One parameter of a model, and the arrays of a file that hold it."""
 
     parameter: str
     sources: tuple[str, ...]         # names in the file
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """Between one parameter and its array of a file, or where a row has several arrays one of them and its part of the rows."""
+    """Both directions between a parameter and an array of a file, or, if a row has several arrays, between a part and one."""
 
     from_file: Callable[[Tensor], Tensor]
     to_file: Callable[[Tensor, ImageTransformer, int], Tensor]        # (parameter, model, which of the row's arrays)
@@ -36,13 +36,13 @@ def _heads(model: ImageTransformer) -> tuple[int, int]:
 
 
 def patch_kernel(array: Tensor) -> Tensor:
-    """(D, P * P * C), the pixels of a patch rows first and channels last, -> (D, C, P, P)"""
+    """(D, P * P * C), the pixels of a patch in row-major order, channels last -> (D, C, P, P)"""
     channels, side = patch_sizes(array.shape[1])
     return array.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2)
 
 
 def patch_sizes(numbers: int) -> tuple[int, int]:
-    """-> (channels, side) of a patch of so many numbers, in color or grey; (numbers, 1) where it is neither"""
+    """Return (channels, side) of a color or grey patch of so many numbers; (numbers, 1) if it is neither."""
     for channels in (3, 1):
         side = math.isqrt(numbers // channels)
         if side and side * side * channels == numbers:
@@ -67,9 +67,9 @@ CONVERSIONS = {name: Conversion(*both) for name, both in {
     "out": (lambda array: array.flatten(0, 1).t(), lambda value, model, part: value.t().reshape(*_heads(model), -1)),
     "join": (lambda array: array, lambda value, model, part: value.chunk(3)[part]),
     "halves": (lambda array: array, lambda value, model, part: value.chunk(2)[part]),
-    "sincos": (lambda array: array, lambda value, model, part: value),                    # of no array: load.py computes them
+    "sincos": (lambda array: array, lambda value, model, part: value),                    # without an array: load.py computes it
     "fold": (lambda array: array, lambda value, model, part: value),                      # load.py adds them up
-    # The part of one array (3 * D, ...) that holds queries, keys and values; back: an array of that shape.
+    # A part of an array (3 * D, ...) of queries, keys and values; back: an array of that shape.
     "q_of_qkv": (lambda array: array.chunk(3)[0], lambda value, model, part: torch.cat([value] * 3)),
     "v_of_qkv": (lambda array: array.chunk(3)[2], lambda value, model, part: torch.cat([value] * 3)),
     "kv_of_qkv": (lambda array: array[len(array) // 3:], lambda value, model, part: torch.cat([value.chunk(2)[0], value])),
@@ -86,13 +86,13 @@ GOOGLE_OUTSIDE = key_maps.GOOGLE_EMBEDDING + key_maps.GOOGLE_POOLING + key_maps.
 
 
 def google_rows(model: ImageTransformer, block_rows: tuple, outside: tuple = GOOGLE_OUTSIDE) -> list[Row]:
-    """A row for every parameter that Google's layout can name."""
+    """Return a row for every parameter that Google's layout can hold."""
     return (rows_of(model, outside, block_rows)
             + resnet_rows(model, key_maps.GOOGLE_STEM, key_maps.GOOGLE_UNIT, key_maps.GOOGLE_PROJECTION))
 
 
 def resnet_rows(model: ImageTransformer, stem: tuple, unit: tuple, projection: tuple) -> list[Row]:
-    """Of a hybrid's ResNet: its stem, every unit, and the projection in the first unit of each stage."""
+    """Return the rows of a hybrid's ResNet: its stem, every unit, and the projection in the first unit of each stage."""
     if model.config.resnet_layers is None:
         return []
     rows = _numbered(stem)
@@ -103,12 +103,12 @@ def resnet_rows(model: ImageTransformer, stem: tuple, unit: tuple, projection: t
 
 
 def transformers_rows(model: ImageTransformer, block_rows: tuple, outside: tuple = TRANSFORMERS_OUTSIDE) -> list[Row]:
-    """A row for every parameter that transformers can name, of the kinds that its ViT and DeiT have."""
+    """Return a row for every parameter that transformers' layout of ViT and DeiT can hold."""
     return rows_of(model, outside, block_rows)
 
 
 def rows_of(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[Row]:
-    """Of parameters outside the blocks and of every block, where the model has them (not all have a cls token, or pre_logits)."""
+    """Return the rows of all parameters that the model has, outside the blocks and in every block."""
     rows, parameters = _numbered(outside), model.state_dict()
     for i in range(model.config.num_layers):
         rows += _numbered(block_rows, i=i)
@@ -116,7 +116,7 @@ def rows_of(model: ImageTransformer, outside: tuple, block_rows: tuple) -> list[
 
 
 def _numbered(rows: tuple, **numbers: int) -> list[Row]:
-    """With the numbers of a block, or of a stage and unit, in the names."""
+    """Return the rows with the numbers of a block, or of a stage and unit, filled into the names."""
     return [Row(ours.format(**numbers), tuple(source.format(**numbers) for source in sources), conversion)
             for ours, sources, conversion in rows]
 
@@ -125,10 +125,13 @@ def _numbered(rows: tuple, **numbers: int) -> list[Row]:
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """(1, h * w, D): sines and cosines of a patch's column, then of its row, at D / 4 frequencies from 1 down to 1 / 10,000
-    (Beyer et al., "Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580). Raises ModelError for a D of other parts."""
+    """Return positions (1, h * w, D): sines and cosines of a patch's column, then of its row.
+
+    They have D / 4 frequencies from 1 down to 1 / 10,000 (Beyer et al., "Better plain ViT baselines for ImageNet-1k", arXiv
+    2205.01580). Raises ModelError unless D is a multiple of 4 and at least 8.
+    """
     if dim % 4 or dim < 8:
-        raise ModelError(f"positions that are sines and cosines need a width that is a multiple of 4 and 8 at least, not {dim}")
+        raise ModelError(f"positions from sines and cosines need a width that is a multiple of 4 and at least 8, not {dim}")
     frequencies = 10_000.0 ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64)
     rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid)
     h, w = grid
@@ -138,7 +141,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def of_version(rows: tuple, names: Collection[str]) -> tuple:
-    """Of several rows of a parameter the one of whose arrays the file has most: those of the first block decide for all."""
+    """Return one row for each parameter: of several, the one with the most arrays in the file. The first block decides."""
     def present(row: tuple) -> float:
         return sum(source.format(i=0) in names for source in row[1]) / max(len(row[1]), 1)
 
@@ -150,7 +153,7 @@ def of_version(rows: tuple, names: Collection[str]) -> tuple:
 
 
 def with_linear_patches(rows: tuple, shapes: dict[str, tuple[int, ...]]) -> tuple:
-    """With the conversion that the patch embedding needs where it is a linear layer over the pixels of a patch."""
+    """Return the rows with another conversion of the patch embedding, if it is a linear layer over the pixels of a patch."""
     linear = {"copy": "patches", "conv": "patches_dense"}
     return tuple((ours, sources, linear.get(conversion, conversion))
                  if ours == "patch_embed.proj.weight" and len(shapes.get(sources[0], ())) == 2 else (ours, sources, conversion)
@@ -161,15 +164,15 @@ def with_linear_patches(rows: tuple, shapes: dict[str, tuple[int, ...]]) -> tupl
 
 
 def fold_channels(weight: Tensor, bias: Tensor, config) -> tuple[Tensor, Tensor]:
-    """Patch kernel (D, 3, P, P) and bias (D) of a model of color images -> (D, 1, P, P) and (D) for grey ones.
+    """Convert the patch kernel (D, 3, P, P) and bias (D) of a model for color images to (D, 1, P, P) and (D) for grey images.
 
-    The new model gives for a grey image, normalized with config.mean and config.std, what the old one gives for the
-    image in three equal channels, normalized with config.channel_mean and config.channel_std (where the row has none:
-    with the same mean and std in each channel). With w_c, m_c, s_c of channel c and the new m, s:
+    For a grey image, normalized with config.mean and config.std, the new model computes what the old one computes for the image
+    in three equal channels, normalized with config.channel_mean and config.channel_std (if the row has none, with the same mean
+    and std in each channel). With w_c, m_c, s_c of channel c and the new m, s:
       w' = s * sum_c w_c / s_c        b' = b + sum over c and pixels of w_c * (m - m_c) / s_c
     """
     if weight.shape[1] != 3:
-        raise ModelError(f"a patch kernel of {weight.shape[1]} channels cannot be summed for grey images, one of 3 can")
+        raise ModelError(f"a patch kernel of {weight.shape[1]} channels cannot be converted to grey images; expected 3 channels")
     mean, std = config.mean[0], config.std[0]
     means = torch.tensor(config.channel_mean or (mean,) * 3, dtype=torch.float64).view(1, 3, 1, 1)
     stds = torch.tensor(config.channel_std or (std,) * 3, dtype=torch.float64).view(1, 3, 1, 1)

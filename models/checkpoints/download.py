@@ -1,7 +1,7 @@
-"""Downloads one file over HTTP: with a progress bar, resuming where an earlier try was cut off, whole or not at all.
+"""Downloads one file over HTTP, with a progress bar. A download that was cut off is resumed; a file gets its name when complete.
 
-What arrives is checked before it gets its name: against the server's own checksum where it sends one, against the digits of
-the checksum that the publisher names, and for its kind, since a network may answer with a sign-in page.
+Before that, it is checked against the server's checksum, if it sends one, against the known digits of the publisher's checksum,
+and for its kind, since a network may answer with a sign-in page.
 """
 
 import base64
@@ -21,7 +21,7 @@ from models.errors import WeightsError
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20
-# suffix: (what the file is, whether this can be its beginning)
+# suffix: (kind of file, whether a file of this kind can begin with these bytes)
 KINDS = {
     ".npz": ("an .npz archive", lambda start: start.startswith(b"PK")),
     ".pth": ("a file of PyTorch", lambda start: start.startswith((b"PK", b"\x80"))),
@@ -35,16 +35,18 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class DownloadError(WeightsError):
-    """A file that is not here cannot be downloaded either."""
+    """Raised when a missing file cannot be downloaded."""
 
     reason = ""
-    status = 0                          # of HTTP, where the server refused
-    code = ""                           # the hub's own word for it, such as GatedRepo
+    status = 0                          # the HTTP status, if the server answered with an error
+    code = ""                           # the hub's error code, such as GatedRepo
 
 
 def check_reachable(url: str, path: Path, headers: Mapping = NO_HEADERS) -> int:
-    """Asks for the head of `url` unless its file is at `path`: where nothing answers, that is known before other work is done.
-    Raises DownloadError, as `download` does; what a server refuses is left to that, and its status is returned (0: nothing)."""
+    """Send a HEAD request for `url` unless `path` exists, so that an unreachable server is found before other work is done.
+
+    Returns the HTTP status of a refusal, else 0. Raises DownloadError if no server answers.
+    """
     if path.is_file():
         return 0
     try:
@@ -68,12 +70,14 @@ def _failed(url: str, path: Path, error: Exception) -> DownloadError:
 
 
 def download(url: str, path: Path, checksum: str = "", headers: Mapping = NO_HEADERS) -> Path:
-    """Downloads `url` to `path`, whose suffix is one of KINDS, unless it is there, and returns it. Of several processes one does.
+    """Download `url` to `path`, whose suffix is one of KINDS, unless it exists; return `path`.
 
-    What has arrived is kept in PATH.part, and the server's mark of that version in PATH.part.etag, so that parts of
-    two versions are never joined. checksum: "sha256:..." or "md5:...", with as many of its first digits as are known. headers: of
-    the request; an Authorization among them goes to no other server, wherever this one sends us.
-    Raises DownloadError with the URL and the path to put the file at by hand, or WeightsError for a fault of the disk.
+    If several processes ask for the file, one downloads it and the others wait. An incomplete file is kept in PATH.part, and the
+    ETag of its version in PATH.part.etag, so that parts of two versions are never joined.
+
+    checksum: "sha256:..." or "md5:...", with as many of its first digits as are known.
+    headers: of the request; an Authorization header is not sent to another server after a redirect.
+    Raises DownloadError with the URL and the path to put the file at by hand, or WeightsError if the disk fails.
     """
     if path.is_file():
         return path
@@ -84,8 +88,8 @@ def download(url: str, path: Path, checksum: str = "", headers: Mapping = NO_HEA
             fcntl.lockf(stream, fcntl.LOCK_EX)       # released when the stream closes, or the process ends
             if not path.is_file():
                 _download(url, path, checksum, headers)
-            lock.unlink(missing_ok=True)             # not after an error: others may wait for this file, a new one would be free
-    except WeightsError:                                      # of the disk
+            lock.unlink(missing_ok=True)             # not after an error: others may wait for this very lock
+    except WeightsError:                                      # the disk failed
         raise
     except (OSError, HTTPException, ValueError) as error:     # no network, not HTTP, not a URL, no folder
         raise _failed(url, path, error) from error
@@ -110,7 +114,7 @@ def _download(url: str, path: Path, checksum: str, headers: Mapping) -> None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows them, a token to no other server; `linked` is the mark of the file that the hub sends with the first answer."""
+    """Follows redirects without sending the token to another server; `linked` is the ETag that the hub sends before the first."""
 
     linked = None
 
@@ -131,25 +135,25 @@ def _ask(url: str, headers: Mapping, method: str = "GET") -> HTTPResponse:
 
 
 def _open(url: str, part: Path, mark: Path, headers: Mapping) -> HTTPResponse:
-    """The response to a request for the whole file, or (status 206) for what `part` lacks of it."""
+    """Request the whole file, or (status 206) only what `part` lacks of it; return the response."""
     have = part.stat().st_size if part.exists() and mark.exists() else 0
     if have:
         rest = {"Range": f"bytes={have}-", "If-Range": mark.read_text(encoding="utf-8")}
         try:
             response = _ask(url, {**headers, **rest})
         except urllib.error.HTTPError as error:
-            if error.code != 416:                             # 416: nothing follows what is here
+            if error.code != 416:                             # 416: the file has no bytes after those in `part`
                 raise
         else:
             if response.status != 206 or response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 return response
-            response.close()                                  # a part, but not the one that was asked for
+            response.close()                                  # it begins at another byte than requested
         part.unlink()
     return _ask(url, headers)
 
 
 def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int | None:
-    """Appends the body to `part`; returns the length of the whole file if the server sent it."""
+    """Append the body to `part`; return the length of the whole file if the server sent it, else None."""
     from tqdm import tqdm
 
     length = response.headers.get("Content-Length")
@@ -157,27 +161,29 @@ def _receive(response: HTTPResponse, part: Path, have: int, title: str) -> int |
     with open(part, "ab" if have else "wb") as stream, tqdm(
             total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=f"downloading {title}") as bar:
         while chunk := response.read(CHUNK):
-            with _naming(part):
+            with _report_disk_errors(part):
                 stream.write(chunk)
             bar.update(len(chunk))
-        with _naming(part):
+        with _report_disk_errors(part):
             stream.flush()
             os.fsync(stream.fileno())
     return total
 
 
 @contextlib.contextmanager
-def _naming(part: Path) -> Iterator[None]:
-    """An error of the disk is not one of the network: what has arrived is there, and the same command continues."""
+def _report_disk_errors(part: Path) -> Iterator[None]:
+    """Raise WeightsError, not DownloadError, if the disk fails: what has arrived is kept, and the same command resumes."""
     try:
         yield
     except OSError as error:
-        raise WeightsError(f"cannot write {part} ({error.strerror}); make room, and run again to resume") from error
+        raise WeightsError(f"cannot write {part} ({error.strerror}); free some space, and run again to resume") from error
 
 
 def _find_fault(part: Path, suffix: str, response: HTTPResponse, checksum: str) -> str | None:
-    """What is wrong with a downloaded file, or None. Google's storage sends an MD5 in `x-goog-hash`, the hub the SHA-256 of a
-    large file as its mark."""
+    """Return what is wrong with a downloaded file, or None.
+
+    Google's storage sends an MD5 in `x-goog-hash`; the hub sends the SHA-256 of a large file as its ETag.
+    """
     digests = {"md5": hashlib.md5(), "sha256": hashlib.sha256()}
     with open(part, "rb") as stream:
         start = stream.read(4096)
@@ -188,14 +194,15 @@ def _find_fault(part: Path, suffix: str, response: HTTPResponse, checksum: str) 
     sent = [word.strip() for line in response.headers.get_all("x-goog-hash") or [] for word in line.split(",")]
     md5 = next((word.removeprefix("md5=") for word in sent if word.startswith("md5=")), None)
     if md5 not in (None, base64.b64encode(digests["md5"].digest()).decode()):
-        return "what arrived does not match the server's MD5; run again to download it again"
+        return "the downloaded file does not match the server's MD5; run again to download it again"
     linked = (response.linked or "").strip('W/"')
     if re.fullmatch("[0-9a-f]{64}", linked) and linked != digests["sha256"].hexdigest():
-        return "what arrived does not match the server's SHA-256; run again to download it again"
+        return "the downloaded file does not match the server's SHA-256; run again to download it again"
     kind, fits = KINDS[suffix]
     if not start or not fits(start):
-        return f"what arrived is not {kind}; perhaps a sign-in page of the network"
+        return f"the downloaded file is not {kind}; perhaps it is a sign-in page of the network"
     algorithm, _, digits = checksum.partition(":")
     if digits and not digests[algorithm].hexdigest().startswith(digits):
-        return f"what arrived does not match the publisher's {algorithm.upper()} ({digits}...); run again to download it again"
+        return (f"the downloaded file does not match the publisher's {algorithm.upper()} ({digits}...); run again to download "
+                "it again")
     return None

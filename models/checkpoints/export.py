@@ -1,6 +1,6 @@
-"""Exports a model for other programs: in Google's layout, under timm's names, or as a folder that timm and transformers open.
+"""Exports a model for other programs: in Google's layout, with timm's names, or as a folder that timm and transformers open.
 
-A file is written whole or not at all.
+A file gets its name only when it is complete.
 """
 
 import errno
@@ -19,7 +19,7 @@ from models.errors import ModelError
 
 from .conversions import CONVERSIONS, google_rows
 from .described import CONFIG, ROW_ENTRY, WEIGHTS
-from .description import UNSAID
+from .description import NOT_EXPORTED
 from .key_maps import BIG_VISION_POSITIONS, GOOGLE_BLOCKS
 from .layout import abbreviate, spelled
 from .timm_models import spelling_of
@@ -28,11 +28,10 @@ from .zip_archive import one_line
 
 
 def save_npz(model: ImageTransformer, path: str | Path) -> None:
-    """Writes the model in Google's layout (pre-linen names, float32, not compressed), whole or not at all. One that pools by
-    attention (SigLIP) gets the names of big_vision.
+    """Write the model in Google's layout (pre-linen names, float32, not compressed); with big_vision's names for SigLIP.
 
-    Raises ModelError for a grid that is not square, because the layout does not name the grid of a table, for parameters that it
-    has no name for (those of CaiT, of a distilled DeiT, and the norm behind MAE's mean), and for parts that it does not have.
+    Raises ModelError for a grid that is not square, because the layout does not store the grid of the position table; for
+    parameters without a name in it (CaiT, distilled DeiT, the norm after MAE's mean); and for parts that it does not have.
     """
     _check_google(model, path)
     _check_grid(model, path)
@@ -50,7 +49,7 @@ def save_npz(model: ImageTransformer, path: str | Path) -> None:
 
 
 def _check_google(model: ImageTransformer, path: str | Path) -> None:
-    """Raises ModelError for a part of the model that its arrays would not show, or that Google's encoder does not have."""
+    """Raise ModelError if the model has a part that Google's encoder lacks or that no array of the file would show."""
     config = model.config
     parts = {key: config[key] for key in PARTS if config[key] != PLAIN[key]}
     parts.pop("pool_mlp_dim", None)
@@ -65,18 +64,17 @@ def _check_google(model: ImageTransformer, path: str | Path) -> None:
 
 
 def save_timm(model: ImageTransformer, path: str | Path) -> None:
-    """Writes the model's state dict under timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
+    """Write the model's state dict with timm's names, float32: .safetensors, or .pth (.pt, .bin) for torch.load.
 
-    Those names are DeiT's, CaiT's and MAE's too. The model's row, which timm would take from elsewhere, is kept where timm looks
-    past it. The same model gives the same bytes. Raises ModelError for another suffix, and
-    for a grid that is not square.
+    DeiT, CaiT and MAE use these names too. The file also stores the model's row, in an entry that timm ignores. The same model
+    gives the same bytes. Raises ModelError for another suffix, and for a grid that is not square.
     """
     _check_grid(model, path)
     save_weights(model, Path(path))
 
 
 def save_weights(model: ImageTransformer, path: Path) -> None:
-    """save_timm of any grid, for a file beside which a config.json says which it is."""
+    """Write what save_timm writes, for any grid: a config.json next to the file gives the image size."""
     stem_alone = model.config.resnet_layers is not None and not model.config.resnet_layers
     spellings = {ours: theirs for theirs, ours in STEM_ALONE.items()} if stem_alone else {}
     names_of, state = spelling_of(model.config), OrderedDict()
@@ -85,33 +83,35 @@ def save_weights(model: ImageTransformer, path: Path) -> None:
         for name, part in zip(names, value.detach().float().cpu().chunk(len(names))):
             state[name] = part.contiguous()
     row = own_row(model)
-    state._metadata = {"": {"version": 1, ROW_ENTRY: row}}                   # as state dicts of PyTorch have it
+    state._metadata = {"": {"version": 1, ROW_ENTRY: row}}                   # the attribute that PyTorch's state dicts have
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import save
         except ImportError as error:
-            raise ModelError(f"{path}: pip install safetensors, the package that writes it, or use the suffix .pth") from error
+            raise ModelError(f"{path}: writing it needs the package safetensors: pip install safetensors, or use the suffix .pth"
+                             ) from error
         _write(path, lambda stream: _write_sorted(stream, save(state, metadata={"format": "pt", ROW_ENTRY: json.dumps(row)})))
     elif path.suffix in (".pth", ".pt", ".bin"):
         _write(path, lambda stream: torch.save(state, stream))
     else:
-        raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin; it decides what is written")
+        raise ModelError(f"{path}: the suffix must be .safetensors, .pth, .pt or .bin, as it determines the format")
 
 
 def own_row(model: ImageTransformer) -> dict:
-    """What an export of ours says of its model: how it is built and computes, but not how it was trained."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items() if key not in UNSAID}
+    """Return the row that our exports store: how the model is built and computes, but not how it was trained."""
+    return {key: list(value) if isinstance(value, tuple) else value
+            for key, value in model.config.items() if key not in NOT_EXPORTED}
 
 
 def save_folder(model: ImageTransformer, folder: Path, config: dict, card: str) -> None:
-    """Fills a folder with what timm and transformers open: the weights, `config` (timm_config.py) and `card`, its README.md."""
+    """Write a folder that timm and transformers open: the weights, `config` (timm_config.py) and `card`, its README.md."""
     save_weights(model, folder / WEIGHTS[0])
     for name, text in ((CONFIG, json.dumps(config, indent=2) + "\n"), ("README.md", card)):
         _write(folder / name, lambda stream, text=text: stream.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _write_sorted(stream: BinaryIO, content: bytes) -> None:
-    """A .safetensors file with its notes in one order; the library has them in any. Their length stays what it is."""
+    """Write a .safetensors file with sorted metadata, whose order in the library is random; the length stays the same."""
     length = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:length])
     notes = header.pop("__metadata__")
@@ -123,8 +123,8 @@ def _write_sorted(stream: BinaryIO, content: bytes) -> None:
 
 def _check_grid(model: ImageTransformer, path: str | Path) -> None:
     if model.grid[0] != model.grid[1]:
-        raise ModelError(f"{path}: a position table of {model.grid[0]} x {model.grid[1]} patches cannot be distinguished from a "
-                         "square one in such a file; use a square img_size")
+        raise ModelError(f"{path}: such a file does not store that its position table has {model.grid[0]} x {model.grid[1]} "
+                         "patches. Use a square img_size")
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -134,7 +134,7 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with open(unfinished, "wb") as stream:
             write(stream)
         os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:          # RuntimeError: torch's writer; a write to an open file names none
+    except (OSError, RuntimeError) as error:          # RuntimeError: torch's writer; errors of an open stream lack the path
         if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
             raise
         reason = getattr(error, "strerror", None) or one_line(error)

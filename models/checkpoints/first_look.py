@@ -1,4 +1,4 @@
-"""What a file of weights is, from its first and last bytes, without PyTorch: a wrong file is refused before that is loaded."""
+"""Determines the kind of a file of weights from its first and last bytes, so that a wrong file fails before PyTorch loads."""
 
 import contextlib
 import hashlib
@@ -17,22 +17,22 @@ from .zip_archive import DAMAGE, Archive, one_line
 
 CHUNK = 1 << 20
 NPZ, SAFETENSORS, TORCH = "npz", "safetensors", "torch"
-# How the files begin that torch.save wrote until 2020: with a magic number, pickled.
+# The beginning of files that torch.save wrote until 2020: a pickled magic number.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 FOREIGN_PICKLE = "a pickle that PyTorch did not write; save it with torch.save, or as .safetensors"
-# Members of what torch.export.save writes, and of what it wrote once.
+# Members of archives that torch.export.save writes, and of those that it used to write.
 PROGRAMS = ("archive_format", "serialized_exported_program.json")
-PROGRAM = ("a program (of torch.export, or ONNX), which holds no weights by name; give its run, or what export.py --to folder "
-           "wrote")
+PROGRAM = ("an exported program (torch.export or ONNX), which holds no weights by name. Use the run it was exported from, or "
+           "what export.py --to folder writes")
 IMAGES = b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"        # and WEBP
-SEAL = b"sha256:"               # and its 64 digits, over all that is before them: the comment of an archive of ours
+SEAL = b"sha256:"               # then 64 digits, the digest of all bytes before: the comment of our own archives
 SEAL_LENGTH = len(SEAL) + 64
 FOLDERS = (*PUBLISHED, "augreg", *META_FILES)
-SWEEP_FILE, FINAL_RUN = "sweep.json", "final"           # what the folder of a sweep has
+SWEEP_FILE, FINAL_RUN = "sweep.json", "final"           # in the folder of a sweep
 
 
 def again(path: str | Path) -> str:
-    """What to do about a file that is damaged: only one that is called as a published file was surely downloaded."""
+    """Return what to do about a damaged file: to download it again if it has the name of a published file, else to write it."""
     name = Path(path).name
     published = name.endswith((".npz", ".pth")) and any(published_name(f"{folder}/{name}") for folder in FOLDERS)
     return "download it again" if published else "write or copy it again"
@@ -40,7 +40,7 @@ def again(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def report_damage(path: str | Path, what: str, errors: type[Exception] | tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
-    """Raises WeightsError, "PATH: WHAT (the reason); " and what to do, where one of `errors` is raised inside."""
+    """Turn `errors` raised inside into WeightsError: "PATH: WHAT (the reason); " and what to do."""
     try:
         yield
     except WeightsError:
@@ -50,7 +50,7 @@ def report_damage(path: str | Path, what: str, errors: type[Exception] | tuple[t
 
 
 def kind_of(path: str | Path) -> str:
-    """NPZ, SAFETENSORS or TORCH, whatever the file is called. Raises WeightsError for one that is none of them or is cut off."""
+    """Return NPZ, SAFETENSORS or TORCH by the content of a file. Raises WeightsError for any other file, or one cut off."""
     with report_damage(path, "damaged or cut off"), open(path, "rb") as stream:
         start = stream.read(512)
         if start[:2] == b"PK":
@@ -69,7 +69,7 @@ def _describe_start(start: bytes, path: str | Path) -> str:
     if not start:
         return f"the file is empty; {again(path)}"
     if start.lstrip()[:1] == b"<":
-        return "a web page instead of weights, perhaps of a sign-in; download the file itself"
+        return "a web page instead of weights, perhaps a sign-in page; download the file itself"
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS instead of weights; fetch the file itself (git lfs pull)"
     if start[:1] == b"\x08" and str(path).endswith(".onnx"):
@@ -82,8 +82,7 @@ def _describe_start(start: bytes, path: str | Path) -> str:
 
 
 def require_weights(name_or_path: str | Path) -> None:
-    """Raises WeightsError where what is meant is no file of weights by its first bytes, no folder of weights or of a run, and no
-    published name."""
+    """Raise WeightsError unless the text is a file of weights by its first bytes, a folder with some, or a published name."""
     path = Path(name_or_path)
     if not path.exists():
         require_published(name_or_path)
@@ -94,12 +93,12 @@ def require_weights(name_or_path: str | Path) -> None:
     elif not any(path.glob("*.pt")):
         if is_sweep(path):
             raise WeightsError(not_a_run(path))
-        raise WeightsError(f"{not_a_run(path)}: it is no run folder, and has no model.safetensors of timm or transformers. Other "
-                           "files of weights are given themselves, not their folder")
+        raise WeightsError(f"{not_a_run(path)}: it is not a run folder, and has no model.safetensors of timm or transformers. "
+                           "Use the path of another file of weights itself, not that of its folder")
 
 
 def require_run(path: str | Path) -> None:
-    """Raises WeightsError for a file that is no checkpoint of a run of ours by its last bytes, and for a folder without any."""
+    """Raise WeightsError unless the path is a checkpoint of a run by its last bytes, or a folder with checkpoints."""
     if Path(path).is_file():
         check_seal(path)
     elif not any(Path(path).glob("*.pt")):
@@ -111,16 +110,16 @@ def is_sweep(folder: str | Path) -> bool:
 
 
 def not_a_run(folder: str | Path) -> str:
-    """What is said of a folder in which there is no checkpoint: a sweep's has them in the folders of its runs."""
+    """Return the message for a folder without checkpoints; those of a sweep are in the folders of its runs."""
     final = Path(folder) / FINAL_RUN
     if not is_sweep(folder):
         return f"{folder} holds no intact checkpoint"
     return f"{folder} is a sweep: " + (f"give its final run, {final}" if final.exists() else
-                                       "its final run is still to come; start the sweep again, and it goes on")
+                                       "its final run is still to come; start the sweep again to continue it")
 
 
 def is_sealed(stream: BinaryIO) -> bool | None:
-    """Whether every bit of the file is as our own program wrote it; None: it is of another program, or was cut off."""
+    """Whether the SHA-256 at the end of one of our files matches it; None for a file of another program or one cut off."""
     left, seal = _seal(stream)
     if seal is None:
         return None
@@ -133,7 +132,7 @@ def is_sealed(stream: BinaryIO) -> bool | None:
 
 
 def _seal(stream: BinaryIO) -> tuple[int, bytes | None]:
-    """-> (how many bytes are before it, the seal at the end of the file)"""
+    """Return (number of bytes before the seal, the seal at the end of the file or None)."""
     left = os.fstat(stream.fileno()).st_size - SEAL_LENGTH
     if left <= 0:
         return 0, None
@@ -143,8 +142,10 @@ def _seal(stream: BinaryIO) -> tuple[int, bytes | None]:
 
 
 def check_seal(path: str | Path) -> None:
-    """Raises WeightsError for a file that does not end as a checkpoint of one of our runs does, else OSError. The digest is not
-    compared."""
+    """Raise WeightsError for a file without the seal of our checkpoints at its end. Does not compare the digest.
+
+    Raises OSError if it cannot be read.
+    """
     with open(path, "rb") as stream:
         sealed = _seal(stream)[1] is not None
     if not sealed:

@@ -1,4 +1,4 @@
-"""Whether the arrays of a file and the parameters of a model are each other's, by name, and what to do where they are not."""
+"""Compares the names of a file's arrays with those of a model's parameters, and says what to do if they do not fit."""
 
 import dataclasses
 import re
@@ -18,30 +18,44 @@ QKV_BIAS = re.compile(r"blocks\.\d+\.attn\.(q_bias|v_bias|qkv\.bias)")
 
 @dataclasses.dataclass
 class LoadReport:
-    """What happened to every array of the file and every parameter of the model (our names; `left_out`: the file's)."""
+    """What happened to every parameter of the model and every entry of the file.
+
+    used, resized and fresh have our names of parameters; left_out and unused have the file's names.
+    """
 
     path: str
     used: list[str] = dataclasses.field(default_factory=list)
     resized: dict[str, str] = dataclasses.field(default_factory=dict)     # name: "14x14 -> 24x24"
-    fresh: list[str] = dataclasses.field(default_factory=list)
-    left_out: list[str] = dataclasses.field(default_factory=list)
+    fresh: list[str] = dataclasses.field(default_factory=list)            # newly initialized
+    left_out: list[str] = dataclasses.field(default_factory=list)         # every entry of the file that was not used
+    unused: list[str] = dataclasses.field(default_factory=list)           # weights among them, except those of a replaced head
+    replaces_head: bool = False                                           # whether the file has a head, and it was not used
     notes: list[str] = dataclasses.field(default_factory=list)
-    classes: list[str] = dataclasses.field(default_factory=list)          # names, where the file is of a run of ours
+    classes: list[str] = dataclasses.field(default_factory=list)          # the class names, if the file has them
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} arrays from {self.path}"]
         parts += [f"{name} resized {how}" for name, how in self.resized.items()]
         if self.fresh:
-            whole = (POOL if name.startswith(f"{POOL}.") else name for name in self.fresh)        # one of its many arrays
-            parts.append(f"new: {', '.join(dict.fromkeys(whole))}")
-        if self.left_out:
-            parts.append(f"not used of the file: {abbreviate(self.left_out)}")
+            parts.append(f"new: {', '.join(_layers(self.fresh))}")
+        parts += ["the file's head is not used"] * self.replaces_head
+        if self.unused:
+            parts.append(f"unused in the file: {abbreviate(_layers(self.unused))}")
         return "; ".join(parts + self.notes)
 
 
+def _layers(names: list[str]) -> list[str]:
+    """Return the layers of parameters, once each: 'head' for 'head.weight' and 'head/bias'; all of POOL is one layer."""
+    layers = (POOL if name.startswith(f"{POOL}.") else re.split(r"[./](?=[^./]+$)", name)[0] for name in names)
+    return list(dict.fromkeys(layers))
+
+
 def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list[str]:
-    """Our names of what a new task initializes: the heads; the norm behind the mean and the pooling by attention where the file
-    has none; and the last norm where it has that behind the mean in its place."""
+    """Return our names of the parameters that a new task initializes.
+
+    The heads; the norm after the mean and the pooling by attention if the file has none; and the last norm if the file has a norm
+    after the mean in its place.
+    """
     if head == "keep":
         return []
     missing = tuple(f"{part}." for part in ("fc_norm", POOL) if not layout.under(part))
@@ -50,6 +64,7 @@ def fresh_parameters(layout: Layout, model: ImageTransformer, head: str) -> list
 
 
 def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report: LoadReport, head: str) -> None:
+    """Raise WeightsError if the file lacks an array, has one that the model lacks, or a kept head has other classes."""
     path, parameters = layout.file.path, set(model.state_dict())
     sources = {source for row in rows for source in row.sources}
     nameless = parameters - {row.parameter for row in rows} - set(report.fresh)
@@ -62,12 +77,12 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
         left |= {source for kind in ("weight", "bias") for source in layout.row(f"norm.{kind}").sources}
     if head == "zero" and layout.has(f"{POOL}.latent") and f"{POOL}.latent" not in parameters:
         left |= layout.under(POOL)
-        report.notes.append("its pooling by attention is left out (--classifier attention uses it)")
+        report.notes.append("its pooling by attention is not used (--classifier attention uses it)")
     if head == "zero" and layout.has("fc_norm.weight") and "fc_norm.weight" not in parameters:
         left |= layout.under("fc_norm")
-        report.notes.append("the norm behind its mean is left out (--classifier patch_mean uses it)")
-    not_asked_for = ("norm",) if head == "zero" and not model.config.final_norm and layout.has("norm.weight") else ()
-    for part in (*layout.unread, *not_asked_for):
+        report.notes.append("the norm after its mean is not used (--classifier patch_mean uses it)")
+    without_norm = ("norm",) if head == "zero" and not model.config.final_norm and layout.has("norm.weight") else ()
+    for part in (*layout.unread, *without_norm):
         if not any(name.startswith(f"{part}.") for name in parameters):
             left |= layout.under(part)
     unknown = layout.all - sources - left
@@ -82,60 +97,63 @@ def check_names(layout: Layout, rows: list[Row], model: ImageTransformer, report
 
 
 def _only_zero_biases(layout: Layout, model: ImageTransformer, unknown: set[str], report: LoadReport) -> bool:
-    """Whether what the model lacks are biases of queries and values that are zeros, as in Meta's DINOv3: they are left out."""
+    """Whether all that the model lacks are query and value biases that are zero, as in Meta's DINOv3: they may be left out."""
     if model.config.qkv_bias != "none" or not all(QKV_BIAS.fullmatch(name) for name in unknown):
         return False
-    masked = layout.row("blocks.0.attn.qkv.q_bias").conversion == "q_of_qkv"          # then the keys' part is nothing anyway
+    masked = layout.row("blocks.0.attn.qkv.q_bias").conversion == "q_of_qkv"          # then the program ignores the keys' part
     if any(layout.read_view(name)[parts].any() for name in unknown for parts in _thirds(layout.shape(name), masked)):
         return False
-    report.notes.append("biases of queries and values, all zeros, are left out")
+    report.notes.append("biases of queries and values, all zero, are not used")
     return True
 
 
 def _thirds(shape: tuple[int, ...], masked: bool) -> list[slice]:
-    """What of a packed bias counts: queries and values alone where the keys' part is masked."""
+    """Return the parts of a packed bias that count: only those of queries and values if the program masks that of the keys."""
     third = shape[0] // 3
     return [slice(0, third), slice(2 * third, None)] if masked else [slice(None)]
 
 
 def check_pooling(file: OpenedCheckpoint, config, keep: bool) -> None:
-    """Raises WeightsError where timm's model pools other tokens by attention than a model of this row does, or, to `keep` its
-    head, takes another mean."""
-    said, prefixed = file.file.described, has_class_token(config) or config.registers
-    if file.file.run or said.own or file.layout.program_row is not TIMM_ROW:
+    """Raise WeightsError if the file's pooling reads other tokens than the model's.
+
+    Pooling by attention is compared always, other pooling only to `keep` the head. Only timm's files can differ.
+    """
+    described, prefixed = file.file.described, has_class_token(config) or config.registers
+    if file.file.run or described.own or file.layout.program_row is not TIMM_ROW:
         return
-    if keep and said.pool not in ("", "token", "avg", "map"):
-        raise WeightsError(f"{file.path}: its head reads what timm's global_pool {shown(said.pool)} gives, as no model here; a "
-                           "new head (--head zero) may read the cls token or the mean (--classifier)")
-    if keep and said.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
-        raise WeightsError(f"{file.path}: its head reads the cls token with a norm behind it (fc_norm with global_pool token), "
-                           "as in no model here; a new head (--head zero) may read the cls token or the mean (--classifier)")
+    if keep and described.pool not in ("", "token", "avg", "map"):
+        raise WeightsError(f"{file.path}: its head uses timm's global_pool {shown(described.pool)}, which no model here "
+                           "supports. Use a new head (--head zero), which reads the cls token or the mean (--classifier)")
+    if keep and described.pool == "token" and file.layout.has("fc_norm.weight") and not file.layout.has("norm.weight"):
+        raise WeightsError(f"{file.path}: its head reads the cls token after a norm (fc_norm with global_pool token), which no "
+                           "model here supports. Use a new head (--head zero), which reads the cls token or the mean "
+                           "(--classifier)")
     if not prefixed:
         return
-    eva = config.rope or config.qkv_bias == "qv"              # which always pools all tokens by attention
+    eva = config.rope or config.qkv_bias == "qv"              # timm's Eva always pools all tokens by attention
     pools = config.classifier == "attention" and file.layout.has(f"{POOL}.latent")
     before = "the cls token" if has_class_token(config) else "the registers"
-    if pools and not eva and not said.pool_prefix:
-        raise WeightsError(f"{file.path}: timm's pooling by attention skips {before}, unless its model_args have "
-                           "pool_include_prefix, and here it reads all tokens. A new head may use --classifier token or mean")
-    if keep and said.pool_prefix and said.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
-        raise WeightsError(f"{file.path}: its mean takes {before} too (pool_include_prefix), and here that of the patches alone; "
-                           "a new head (--head zero) may read that")
+    if pools and not eva and not described.pool_prefix:
+        raise WeightsError(f"{file.path}: timm's pooling by attention skips {before} unless its model_args have "
+                           "pool_include_prefix, but here it reads all tokens. Use a new head with --classifier token or mean")
+    if keep and described.pool_prefix and described.pool == "avg" and config.classifier in ("gap", "mean", "patch_mean"):
+        raise WeightsError(f"{file.path}: its head reads a mean that includes {before} (pool_include_prefix), but here the mean "
+                           "is of the patches only. Use a new head (--head zero)")
 
 
 def may_read_either(file: OpenedCheckpoint, config) -> bool:
-    """Whether no array tells if its head reads the cls token or the mean: timm's DINOv3 alone has no norm behind a mean."""
-    said = file.file.described
-    return (file.file.run is None and not said.pool and "classifier" not in said.row and config.rope == "dinov3"
+    """Whether no array shows if the head reads the cls token or the mean: only timm's DINOv3 has no norm after a mean."""
+    described = file.file.described
+    return (file.file.run is None and not described.pool and "classifier" not in described.row and config.rope == "dinov3"
             and config.classifier in ("token", "mean") and config.class_token and file.layout.has("head.weight"))
 
 
-OF_A_RUN = ("a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
+OF_A_RUN = ("a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads and the other flags that "
             "describe the model")
-# parameter: what to do if the file has it and the model has not, and the reverse
+# parameter: what to do if only the file has it, and if only the model has it
 ADVICE = {
     "blocks_token_only.0.gamma_1": ("it is a CaiT: use the --model_type CaiT-... of its size",
-                                    "it is no CaiT: use another --model_type"),
+                                    "it is not a CaiT: use another --model_type"),
     "dist_token": ("it is a distilled DeiT: use the --model_type of its size that ends in -distilled",
                    "it is not distilled: use the --model_type of its size that does not end in -distilled"),
     "fc_norm.weight": ("it pools the patches (fc_norm): use --classifier patch_mean",
@@ -144,11 +162,11 @@ ADVICE = {
                   "it has no cls token: use --classifier gap"),
     "reg_token": ("it has register tokens: use the --model_type of its family",
                   "it has no register tokens: use another --model_type"),
-    "pos_embed": ("it has a table of positions: use the --model_type of its family",
-                  "it has no table of positions: use the --model_type of its family"),
+    "pos_embed": ("it has a position table: use the --model_type of its family",
+                  "it has no position table: use the --model_type of its family"),
     "blocks.0.ls1.gamma": ("it scales its branches (LayerScale): use the --model_type of its family",
-                           "its branches have no factors (LayerScale): use another --model_type"),
-    "norm_pre.weight": ("it has a norm before the blocks, as CLIP and PE: use the --model_type of its family",
+                           "it does not scale its branches (LayerScale): use another --model_type"),
+    "norm_pre.weight": ("it has a norm before the blocks, like CLIP and PE: use the --model_type of its family",
                         "it has no norm before the blocks: use another --model_type"),
     "attn_pool.latent": ("it pools by attention: use --classifier attention",
                          "it does not pool by attention: use another --classifier"),
@@ -156,22 +174,22 @@ ADVICE = {
 
 
 def advise(layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
-    """The first difference in kind, or else the sizes. Of a run's checkpoint neither has to be known."""
+    """Return what to do about a file that does not fit: by the first part that only one of the two has, or else by the sizes."""
     if layout.file.run:
         return OF_A_RUN
     if not layout.has("pos_embed") and layout.row("pos_embed").sources != ("pos_embed",):
-        return "it stores no positions (big_vision's sincos2d computes them), as no model here"
+        return "it stores no positions (big_vision's sincos2d computes them), which no model here supports"
     if model.config.classifier == "gap" and layout.has("cls_token") and report.fresh:
-        return "it has a cls token, and --classifier gap is of models without: use --classifier mean, or token"
+        return "it has a cls token, but --classifier gap is for models without one: use --classifier mean or token"
     if layout.has("fc_norm.weight") and not layout.has("cls_token") and has_class_token(model.config):
-        return ("it has no cls token and a norm behind the mean (fc_norm): use the --model_type of its family (with class_token "
+        return ("it has no cls token and a norm after the mean (fc_norm): use the --model_type of its family (with class_token "
                 "False)")
     if layout.under(POOL) and not layout.has(f"{POOL}.latent"):
-        return "it has a part of its pooling by attention alone; write or copy it again"
+        return "it has only a part of its pooling by attention; write or copy it again"
     parameters = set(model.state_dict()) - set(report.fresh)
     for name, (file_has_it, model_has_it) in ADVICE.items():
         if layout.has(name) and name not in parameters:
             return file_has_it
         if name in parameters and not layout.has(name):
             return model_has_it
-    return f"is --model_type right? The file holds: {layout.describe()}"
+    return f"is --model_type right? The file has: {layout.describe()}"

@@ -1,7 +1,7 @@
-"""Files of weights of any kind: names, shapes and arrays, read without trusting the file.
+"""Opens files of weights of any kind: names, shapes and arrays, read without trusting the file.
 
-The content decides the kind, never the name: .npz archives (Google), PyTorch's zip files and older pickles (DeiT, CaiT,
-MAE, timm, our own checkpoints), .safetensors (Hugging Face). Nothing in a file is executed. Tensors stay on the disk until
+The content of a file determines its kind, never its name: .npz archives (Google), PyTorch's zip files and older pickles (DeiT,
+CaiT, MAE, timm, our own checkpoints), .safetensors (Hugging Face). Nothing in a file is executed. Tensors stay on the disk until
 they are read.
 """
 
@@ -25,30 +25,35 @@ from .zip_archive import shown
 
 RUN_ENTRIES = ("architecture", "classes", "config", "step", "train_images", "data", "license")
 MAX_NAME = 1000                        # characters
-MAX_DEPTH = 4                          # entries within entries
+MAX_DEPTH = 4                          # nested dictionaries
 SAFETENSORS_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
                      "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 class WeightFile(contextlib.AbstractContextManager):
-    """`names` of a file. Each kind adds `shape(name)` and `read(name)`, a Tensor of float32 whatever the file has.
-    Raises WeightsError with one line."""
+    """An open file of weights with the `names` of its arrays.
+
+    Each kind adds `shape(name)` and `read(name)`, which returns a Tensor of float32 whatever the type in the file. Raises
+    WeightsError with one line.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.names: list[str] = []
-        self.left_out: list[str] = []          # what is beside the weights
+        self.left_out: list[str] = []          # other entries than the weights
         self.notes: list[str] = []
-        self.run: dict | None = None           # of our own checkpoints: RUN_ENTRIES
-        self.described = describe(path)        # what stands beside the weights: config.json
+        self.run: dict | None = None           # RUN_ENTRIES, in our own checkpoints
+        self.described = describe(path)        # what its config.json or its name says
 
     def read_view(self, name: str) -> Tensor:
-        """As `read`, but read-only memory, perhaps of the file itself, and valid until the same thread's next `read_view`.
-        Threads may share a file once every shape was asked for."""
+        """Like `read`, but return read-only memory, perhaps of the file itself, valid until this thread's next `read_view`.
+
+        Several threads may read a file after `shape` has been called for every array.
+        """
         return self.read(name)
 
     def release(self, name: str) -> None:
-        """Takes what was read of an array out of memory; it can be read again."""
+        """Free the memory of an array that was read; it can be read again."""
 
     def close(self) -> None:
         pass
@@ -58,18 +63,18 @@ class WeightFile(contextlib.AbstractContextManager):
 
 
 def open_weights(path: str | Path) -> WeightFile:
-    """Raises WeightsError if there is no such file, or it is damaged or of a kind that holds no weights."""
+    """Open a file of weights. Raises WeightsError if it is missing, damaged or of a kind without weights."""
     path = Path(path)
     if path.is_dir() and is_weights_folder(path):
         path = weights_in(path)
     if not path.is_file():
-        raise WeightsError(f"no checkpoint at {path}: give a file of weights (.npz, .pth, .safetensors), a folder of timm or "
+        raise WeightsError(f"no checkpoint at {path}: expected a file of weights (.npz, .pth, .safetensors), a folder of timm or "
                            "transformers (config.json and model.safetensors), or a published name such as imagenet21k/ViT-B_16")
     file = {NPZ: NpzWeights, SAFETENSORS: SafetensorsFile, TORCH: TorchFile}[kind_of(path)](path)
     for name in file.names:
         if not name.isprintable() or len(name) > MAX_NAME:
             file.close()
-            raise WeightsError(f"{path}: {shown(name)!r} is no name of an array; {again(path)}")
+            raise WeightsError(f"{path}: {shown(name)!r} is not a name of an array; {again(path)}")
     return file
 
 
@@ -86,15 +91,18 @@ class NpzWeights(NpzFile, WeightFile):
 
 
 class SafetensorsFile(WeightFile):
-    """A .safetensors file; the library checks that the arrays fill the file. It has no check sums: a number that was changed
-    is not noticed."""
+    """A .safetensors file. The library checks that the arrays fill the file.
+
+    The format has no checksums, so a changed number goes unnoticed.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path)
         try:
             from safetensors import safe_open
         except ImportError as error:
-            raise WeightsError(f"{path}: a .safetensors file; pip install safetensors, the package that reads it") from error
+            raise WeightsError(f"{path}: reading a .safetensors file needs the package safetensors: pip install safetensors"
+                               ) from error
         with self._report_damage(), open(path, "rb") as stream:
             self._file = safe_open(str(path), framework="pt", device="cpu")
             self.names = list(self._file.keys())
@@ -104,7 +112,7 @@ class SafetensorsFile(WeightFile):
             self.described.take_own(json.loads(row) if row else None)
 
     def _report_damage(self) -> contextlib.AbstractContextManager:
-        return report_damage(self.path, "damaged or cut off", Exception)      # whatever the library makes of a hostile header
+        return report_damage(self.path, "damaged or cut off", Exception)      # the library may raise anything for a bad header
 
     def shape(self, name: str) -> tuple[int, ...]:
         with self._report_damage():
@@ -118,7 +126,7 @@ class SafetensorsFile(WeightFile):
         return value.clone() if self._file.get_slice(name).get_dtype() == "F32" else value
 
     def read_view(self, name: str) -> Tensor:
-        """The library would keep the whole file in memory beside the model."""
+        """See WeightFile. Does not use the library, which would keep the whole file in memory in addition to the model."""
         shape = self.shape(name)
         with self._report_damage():
             start, size = self._span(name)
@@ -128,7 +136,7 @@ class SafetensorsFile(WeightFile):
             return aligned.view(dtype).view(shape).float()
 
     def _span(self, name: str) -> tuple[int, int]:
-        """Where in the file an array is, in bytes: start and size. The library has checked the header."""
+        """Return the start and size in bytes of an array in the file. The library has checked the header."""
         first, end = self._header[name]["data_offsets"]
         return self._data + first, end - first
 
@@ -136,13 +144,13 @@ class SafetensorsFile(WeightFile):
         self._pages.release(*self._span(name))
 
 
-# OpenAI publishes its CLIP so; the weights alone are elsewhere.
-TORCHSCRIPT = ("a program of TorchScript, which is not run here; save the weights alone (model.state_dict()). Those of OpenAI's "
+# The format of OpenAI's own CLIP files; the weights without the program are on the hub.
+TORCHSCRIPT = ("a TorchScript program, which is not executed here. Save only its weights (model.state_dict()). Those of OpenAI's "
                "CLIP are on huggingface.co (model.safetensors of openai/clip-vit-base-patch32 and others, and of timm/...openai)")
 
 
 class TorchFile(WeightFile):
-    """A file of torch.save: weights alone, weights in an entry of a dictionary, or a checkpoint of one of our runs."""
+    """A file of torch.save: weights, a dictionary with an entry of weights, or a checkpoint of one of our runs."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -159,7 +167,7 @@ class TorchFile(WeightFile):
             weights = self._own(content)
         else:
             weights = self._foreign(content)
-        modules = getattr(weights, "_metadata", None)             # of a state dict: facts about its modules by name, "" the whole
+        modules = getattr(weights, "_metadata", None)             # of a state dict: {module: facts}; "" is the whole model
         if isinstance(modules, dict) and isinstance(modules.get(""), dict):
             self.described.take_own(modules[""].get(ROW_ENTRY))
         self._weights = {str(name): value for name, value in weights.items() if _is_array(value)}
@@ -169,7 +177,7 @@ class TorchFile(WeightFile):
         self.names = list(self._weights)
 
     def _own(self, content: dict) -> dict:
-        """The averaged weights where the run kept them: they are the ones that it evaluates."""
+        """Return the weights of one of our checkpoints: the averaged ones, if the run kept them, as it evaluates those."""
         run_fields.check_run(content, self.path, weights_alone=True)
         self.run = {name: content.get(name) for name in RUN_ENTRIES}
         averaged = len(content.get("ema", {})) > 0
@@ -180,9 +188,9 @@ class TorchFile(WeightFile):
         return weights
 
     def _foreign(self, content: dict) -> dict:
-        """The weights, in whichever entry they are."""
+        """Return the weights of another program's file, from the entry that holds them."""
         architecture = content.get("arch")
-        if isinstance(architecture, str) and "_patch" in architecture:        # timm's training files name their model
+        if isinstance(architecture, str) and "_patch" in architecture:        # timm's training checkpoints name their model
             self.described.model = architecture
             self.described.row |= HALF if architecture.startswith("vit_") else IMAGENET
         for _ in range(MAX_DEPTH):
@@ -194,9 +202,9 @@ class TorchFile(WeightFile):
             if name in AVERAGED_FIRST and AVERAGED_FIRST[name] in content:
                 self.notes.append(f"averaged weights ({name}), not those of the last step ({AVERAGED_FIRST[name]})")
             elif averaged:
-                self.notes.append(f"the file's averaged weights ({', '.join(map(shown, averaged))}) are left out")
+                self.notes.append(f"the file's averaged weights ({', '.join(map(shown, averaged))}) are not used")
             if name in SELF_DISTILLED:
-                self.notes.append(f"the weights of the {name}, of DINO's two networks")
+                self.notes.append(f"the weights are those of DINO's {name} network")
                 self.described.row |= IMAGENET
             self.left_out += sorted(shown(other) for other in content if other != name)
             content = content[name]
@@ -218,7 +226,7 @@ class TorchFile(WeightFile):
 
 
 def _container(content: dict) -> str | None:
-    """The entry that holds the weights; None: the dictionary itself does, or nothing."""
+    """Return the entry that holds the weights; None if the dictionary itself does, or no entry does."""
     for averaged, plain in AVERAGED_FIRST.items():
         if _holds_arrays(content.get(averaged)) and _holds_arrays(content.get(plain)):
             return averaged

@@ -1,16 +1,16 @@
-"""The table of published files, by the names of models that they belong to; and those on the Hugging Face hub, by timm's names
-and by the repositories of their publishers.
+"""Looks up published files in published.csv, and downloads those on the Hugging Face hub.
 
-published.csv has a line for each: files of Google's and Meta's servers (published.py), timm's weights as timm 1.0.31 lists them,
-and the publishers' own in transformers' names. Of several lines of a model the first is the one that its name means. Licences
-are those that the repositories state.
+published.csv has a line for each file: those on Google's and Meta's servers (published.py), timm's weights as timm 1.0.31 lists
+them, and the publishers' own repositories in transformers' format. The name of a model stands for the first of its lines.
+Licenses are those that the repositories state.
 
-    HF_ENDPOINT     another server with the same tree (a mirror)
-    HF_TOKEN        the key of an account, for repositories that ask for one: sent to that server alone
+    HF_ENDPOINT     another server with the same files (a mirror)
+    HF_TOKEN        an access token, for repositories that need one; sent only to that server
 """
 
 import csv
 import dataclasses
+import difflib
 import functools
 import os
 import re
@@ -24,34 +24,38 @@ from .download import DownloadError, check_reachable, download
 
 TABLE = Path(__file__).with_name("published.csv")
 HUB = "https://huggingface.co"
-# Before ORG/NAME: the hub's repository and no folder, whoever published it. The first two are timm's spelling.
+# Before ORG/NAME, these mean a repository of the hub, not a folder. The first two are timm's spelling.
 PREFIXES = ("hf-hub:", "hf_hub:", f"{HUB}/")
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-INDEX = f"{WEIGHTS[0]}.index.json"                          # beside weights in several files
+INDEX = f"{WEIGHTS[0]}.index.json"                          # of weights that are split into several files
 NOT_FOUND, NO_ACCESS = 404, (401, 403)
+FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)      # licences that ask for nothing but their notice
+SIMILAR, ALIKE = 3, 0.75            # how many names are suggested, and the ratio of equal letters from which on they are
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFile:
-    name: str                   # FOLDER/FILE of published.py, timm's, or the publisher's repository
-    model: str                  # the row of configs.py; "": one that is not built here
-    repository: str             # on the hub; "": it is on another server
+    name: str                   # FOLDER/FILE of published.py, timm's name, or the publisher's repository
+    model: str                  # the row of configs.py; "" for an architecture that is not built here
+    repository: str             # on the hub; "" for a file on another server
     parameters: float           # millions, without the head
-    pixels: int                 # the side of its images
-    license: str                # "": not stated
-    classes: int                # of its head, or what it projects to; 0: it has none
+    pixels: int                 # side of the images
+    license: str                # "" if not stated
+    classes: int                # outputs of its head or projection; 0 without either
 
     @property
     def place(self) -> str:
-        """ORG/NAME where its files are kept here: the repository, but for one that timm has under two names, of which only the
-        name tells the architecture (quick GELU)."""
+        """The folder ORG/NAME for its files: that of the repository, except for one that timm lists under two names.
+
+        Only the name tells the architecture (quick GELU) there, so each name has a folder.
+        """
         of_two = self.repository.startswith("timm/") and "/" not in self.name
         return f"timm/{self.name}" if of_two else self.repository
 
 
 @functools.cache
 def table() -> tuple[PublishedFile, ...]:
-    """The column `repository` is "-" on another server, and empty where the name says it: ORG/NAME, or timm/NAME."""
+    """Read published.csv. Its column `repository` is "-" for another server, and empty for ORG/NAME or timm/NAME of the name."""
     with open(TABLE, newline="", encoding="utf-8") as stream:
         return tuple(PublishedFile(
             row["name"], row["model"],
@@ -62,7 +66,7 @@ def table() -> tuple[PublishedFile, ...]:
 
 @functools.cache
 def _by_name() -> dict[str, PublishedFile]:
-    """By name, by repository, by timm's name without its tag, by our model: of several the first."""
+    """Index the table by name, place, repository, timm's name without its tag and our model; the first line of a key wins."""
     found: dict[str, PublishedFile] = {}
     for keys in (lambda file: [file.name], lambda file: [file.place], lambda file: [file.repository],
                  lambda file: [] if "/" in file.name else [arch := file.name.partition(".")[0], f"timm/{arch}"],
@@ -79,19 +83,37 @@ def _publishers() -> frozenset[str]:
 
 
 def published_file(text: str) -> PublishedFile | None:
-    """The line that a name means: its own, timm's without its tag (then timm's default), a repository, or a model of ours."""
+    """Return the line for a name of a file, timm's name without its tag (timm's default), a repository or one of our models."""
     return _by_name().get(_bare(text))
 
 
+def did_you_mean(typed: str) -> str:
+    """Return ' Did you mean X or Y?' with the names of models and published files that are most like `typed`, or ''."""
+    known: dict[str, str] = {}                          # with and without the publisher: letters and digits -> name
+    for file in filter(lambda file: file.model, table()):
+        for name in filter(None, (file.model, file.name, file.name.rpartition("/")[2], file.name.partition(".")[0])):
+            known.setdefault(_letters(name), file.model if name == file.model else file.name)
+    begun = [name for name in known if len(typed) > SIMILAR and name.startswith(_letters(typed))]
+    close = begun[:SIMILAR] or difflib.get_close_matches(_letters(typed), known, SIMILAR, ALIKE)
+    *others, last = list(dict.fromkeys(known[name] for name in close)) or [""]
+    return f" Did you mean {' or '.join(filter(None, [', '.join(others), last]))}?" if last else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"[a-z0-9+]", text.lower()))
+
+
 def model_of(text: str) -> str | None:
-    """The row of configs.py that a name of a file means: "" where it is none of those here, None for what is no name."""
+    """Return the row of configs.py for the name of a file: "" if it is not built here, None if the name is unknown."""
     known = published_file(text)
     return known.model if known else None
 
 
 def repository_of(text: str) -> str | None:
-    """ORG/NAME of the repository that a name means (PublishedFile.place); None for what is none. ORG/NAME alone must be of an ORG
-    in the table: a folder may be called so too."""
+    """Return ORG/NAME of the repository that a name means (PublishedFile.place), or None.
+
+    A plain ORG/NAME could also be a folder, so ORG must occur in the table.
+    """
     if known := published_file(text):
         return known.place or None
     bare = _bare(text)
@@ -127,9 +149,9 @@ def _headers() -> dict[str, str]:
 
 
 def fetch(place: str, folder: Path) -> Path:
-    """The file of weights in `folder`, downloaded into it with its config.json unless it is there. Raises WeightsError.
+    """Return the file of weights in `folder`; download it with its config.json if it is missing. Raises WeightsError.
 
-    The weights come last: where they are, all is.
+    The weights are downloaded last, so a folder with weights is complete.
     """
     if is_weights_folder(folder):
         _name_architecture(place, folder / CONFIG)
@@ -146,13 +168,13 @@ def fetch(place: str, folder: Path) -> Path:
 
 
 def _name_architecture(place: str, config: Path) -> None:
-    """In the config.json of a repository with two names, that of the file which was asked for."""
+    """For a repository with two names, write the architecture of the requested name into its config.json."""
     known = published_file(place)
     if known is None or known.place == known.repository or not config.is_file():
         return
-    said, mine = config.read_text(encoding="utf-8", errors="replace"), f'"architecture": "{known.name.partition(".")[0]}"'
-    named = re.sub(r'"architecture"\s*:\s*"\w*"', mine, said)
-    if named != said:
+    text, entry = config.read_text(encoding="utf-8", errors="replace"), f'"architecture": "{known.name.partition(".")[0]}"'
+    named = re.sub(r'"architecture"\s*:\s*"\w*"', entry, text)
+    if named != text:
         part = config.with_name(f"{config.name}.part")
         part.write_text(named, encoding="utf-8")
         os.replace(part, config)
@@ -163,7 +185,7 @@ def _is_of_timm(config: Path) -> bool:
 
 
 def _get(place: str, name: str, folder: Path) -> Path | None:
-    """None where the repository has no such file."""
+    """Download one file of a repository; return None if it has no such file. Raises WeightsError."""
     try:
         return download(address(place, name), folder / name, headers=_headers())
     except DownloadError as error:
@@ -175,8 +197,7 @@ def _get(place: str, name: str, folder: Path) -> Path | None:
 
 
 def check_access(place: str, folder: Path) -> None:
-    """Raises WeightsError where the weights are neither in `folder` nor the hub answers for them: it does not, or it wants an
-    account."""
+    """Raise WeightsError if the weights are not in `folder` and the hub cannot be reached or refuses access."""
     if is_weights_folder(folder):
         return
     try:
@@ -189,7 +210,7 @@ def check_access(place: str, folder: Path) -> None:
 
 def _unreached(place: str, folder: Path, name: str, error: DownloadError) -> DownloadError:
     return DownloadError(f"could not download {address(place, name)} ({error.reason}); download {CONFIG} and {WEIGHTS[0]} "
-                         f"of {page_of(place)} on another machine, and put both into {folder}")
+                         f"from {page_of(place)} on another machine, and put both into {folder}")
 
 
 def _refused(place: str, folder: Path, status: int, code: str = "") -> str:
@@ -197,16 +218,16 @@ def _refused(place: str, folder: Path, status: int, code: str = "") -> str:
     if code == "RepoNotFound" and _headers():
         return f"{place}: the hub has no such repository, or HF_TOKEN has no access to it ({status}). {by_hand}"
     if not _headers():
-        return (f"{place}: the hub gives it to signed-in accounts only, or has no such repository ({status}). Accept the "
-                f"terms at {page_of(place)} if there are any, and set HF_TOKEN to a token of your account. {by_hand}")
-    return (f"{place}: the hub refuses it to the account of HF_TOKEN ({status}). Accept the terms at {page_of(place)}, "
-            f"and wait until access is granted; or check the token. {by_hand}")
+        return (f"{place}: the hub has no such repository, or only for signed-in accounts ({status}). Accept the terms at "
+                f"{page_of(place)} if there are any, and set HF_TOKEN to a token of your account. {by_hand}")
+    return (f"{place}: the hub refuses access to the account of HF_TOKEN ({status}). Accept the terms at {page_of(place)} "
+            f"and wait until access is granted, or check the token. {by_hand}")
 
 
 def _lacks(place: str, folder: Path) -> str:
     files = f"{CONFIG} and {' or '.join(WEIGHTS)}"
     if check_reachable(address(place, INDEX), folder / INDEX, _headers()) == 0:
-        return (f"{place}: its weights are in several files ({INDEX}). Download them on their own, save them in one file "
-                "(save_pretrained with a larger max_shard_size), and give that folder")
-    return (f"{place}: the hub has no such repository, or not {files} in it ({NOT_FOUND} from {endpoint()}). See "
-            f"{page_of(place)}; other files of weights are given themselves")
+        return (f"{place}: its weights are in several files ({INDEX}). Download them, save them in one file "
+                "(save_pretrained with a larger max_shard_size), and use that folder")
+    return (f"{place}: the hub has no such repository, or it lacks {files} ({NOT_FOUND} from {endpoint()}). See "
+            f"{page_of(place)}; download another file of weights yourself and use its path")

@@ -1,22 +1,23 @@
-"""Names and shapes of a file -> keys of a model's row, and the rows that it may be of.
+"""Infers the keys of a model's row from the names and shapes of a file, and finds the rows of configs.MODELS that fit.
 
-The contract, for models/create.py (match_row) and whoever builds from a file:
+What models/match.py and other callers get:
 
-`OpenedCheckpoint.row`: keys of configs.architecture. Always there: the sizes (patch_size, hidden_size, num_layers, in_channels)
-and what arrays the file has (ARRAYS, resnet_layers, resnet_width). There where they are known: mlp_dim, num_heads, img_size,
-pool_mlp_dim; and `classifier`, where the file cannot do without this one. layer_scale is 0.0 or 1e-5, whatever its numbers once
-began with: compare it as a truth value. Never there: what no array holds (rope, rope_grid, pool_heads, gelu, norm_eps, the
-images): the row of MODELS says it.
+`OpenedCheckpoint.row`: keys of configs.architecture. It always has the sizes (patch_size, hidden_size, num_layers, in_channels)
+and the keys that arrays determine (ARRAYS, resnet_layers, resnet_width). It has mlp_dim, num_heads, img_size and pool_mlp_dim if
+they are known, and `classifier` if the file needs this one. layer_scale is 0.0 or 1e-5, whatever its initial value was: compare
+it as a truth value. It never has what no array shows (rope, rope_grid, pool_heads, gelu, norm_eps, mean and std): those come from
+the row of MODELS.
 
-`candidates(found, rows)`: the names of those of `rows` (configs.MODELS) that have these arrays and these sizes. One: the file is
-of it. Several: where they differ in what no array holds, config.json or --model_type must say which. None: sizes of its own, and
-candidates(found, rows, sizes=False) are the rows of its kind.
+`candidates(found, rows)`: the names of those `rows` (configs.MODELS) that have the file's arrays and sizes. With one candidate,
+the file is that model. If several differ in what no array shows, config.json or --model_type must decide. Without any, the sizes
+are in no row, and candidates(found, rows, sizes=False) are the rows of its kind.
 
-`OpenedCheckpoint.computed`: those of COMPUTED that the program which wrote the file says, whatever the row: timm's exact GELU and
-eps 1e-6 of a plain encoder (ViT, DeiT, MAE, SigLIP, I-JEPA). Of any other kind timm's files say nothing, and the row does.
+`OpenedCheckpoint.computed`: the keys of COMPUTED that are certain for the program that wrote the file, whatever the row: timm's
+exact GELU and eps 1e-6 for a plain encoder (ViT, DeiT, MAE, SigLIP, I-JEPA). For any other kind, timm's files do not determine
+them, and the row does.
 
-All but the number of heads can be read off, which a matrix of D x D hides: Google's files, CaiT's and a config.json tell it, and
-the row of a published size.
+Shapes show everything but the number of heads, because a D x D matrix is the same for any. Google's and CaiT's files, a
+config.json and the row of a published size give it.
 """
 
 import math
@@ -26,30 +27,33 @@ from models.errors import WeightsError
 
 from .layout import Layout, abbreviate
 
-# The first kernel of a hybrid, and the first of a unit of its ResNet: in timm's names, in Google's and ViT-pytorch's, which count
-# from 1. Google's kernels are HWIO.
+# The first kernel of a hybrid, and the first of a unit of its ResNet, in the names of timm, ViT-pytorch and Google. The last two
+# count from 1; Google's kernels are HWIO.
 TIMM = "patch_embed.backbone.stem.conv.weight", lambda s, u: f"patch_embed.backbone.stages.{s}.blocks.{u}.conv1.weight"
 VIT_PYTORCH = ("transformer.embeddings.hybrid_model.root.conv.weight",
                lambda s, u: f"transformer.embeddings.hybrid_model.body.block{s + 1}.unit{u + 1}.conv1.weight")
 GOOGLE = "conv_root/kernel", lambda s, u: f"block{s + 1}/unit{u + 1}/conv1/kernel"
 MAX_UNITS = 1000
-INITIAL_SCALE = 1e-5                    # of a row with factors of the branches, which a file fills
+INITIAL_SCALE = 1e-5                    # layer_scale of a row whose factors come from the file
 SIZES = ("patch_size", "hidden_size", "mlp_dim", "num_layers")
-# What the arrays of a file say beside its sizes, and what they say of a plain encoder (Google's, DeiT's).
+# The keys that the arrays of a file determine besides the sizes, with their values for a plain encoder (Google's, DeiT's).
 ARRAYS = {"distilled": False, "class_layers": 0, "class_token": True, "registers": 0, "positions": "all", "layer_scale": 0.0,
           "mlp": "plain", "norm": "layer", "pre_norm": False, "patch_norm": "none", "final_norm": True, "attention_norm": False,
           "mlp_norm": False, "qk_norm": False, "qkv_bias": "all", "proj_bias": True, "mlp_bias": True, "patch_bias": True}
 
 
 def infer_row(layout: Layout, size: int | tuple[int, int] = 0, positions: str = "") -> dict:
-    """Keys of configs.architecture: see above. size: of the images, where something says it; positions: the only ones that it
-    says so for. Raises WeightsError for a file without a patch embedding or blocks."""
+    """Return keys of configs.architecture, as described above.
+
+    size: of the images, if it is known; positions: the only kind of positions for which it is. Raises WeightsError for a file
+    without a patch embedding or blocks.
+    """
     width, channels, patch = layout.kernel()
     row = {"patch_size": patch, "hidden_size": width, "in_channels": channels, "distilled": layout.has("dist_token"),
            "num_layers": layout.count("blocks.{i}.norm1.weight"),
            "class_layers": layout.count("blocks_token_only.{i}.norm1.weight"), "resnet_layers": None, "resnet_width": 64}
     if not row["num_layers"]:
-        raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, and no "
+        raise WeightsError(f"{layout.file.path}: not a Vision Transformer in a known layout: it has a patch embedding, but no "
                            f"blocks (its arrays: {abbreviate(layout.all)})")
     row |= _mlp(layout) | _parts(layout) | _heads(layout) | _resnet(layout)
     row |= _classifier(layout, row) | _positions(layout, row, size, positions)
@@ -60,7 +64,7 @@ def infer_row(layout: Layout, size: int | tuple[int, int] = 0, positions: str = 
 
 
 def _mlp(layout: Layout) -> dict:
-    """"swiglu" makes two of what its second layer reads."""
+    """Return the keys of the MLP. In "swiglu", the first layer is twice as wide as the input of the second."""
     hidden, read = layout.sizes("blocks.0.mlp.fc1.weight"), layout.sizes("blocks.0.mlp.fc2.weight")
     if len(hidden) != 2 or len(read) != 2:
         return {"mlp": "plain"} | ({"mlp_dim": hidden[0]} if hidden else {})
@@ -69,7 +73,7 @@ def _mlp(layout: Layout) -> dict:
 
 
 def _parts(layout: Layout) -> dict:
-    """What the blocks and the embedding have."""
+    """Return the keys of the parts of the blocks and the embedding."""
     has = layout.has
     block = "blocks.0."
     return {
@@ -85,7 +89,7 @@ def _parts(layout: Layout) -> dict:
 
 
 def _classifier(layout: Layout, row: dict) -> dict:
-    """What the file's head reads, or its arrays are made for. A cls token and a norm behind the blocks leave it open."""
+    """Return what the head of the file reads. A cls token and a norm after the blocks allow several, and give {}."""
     if "classifier" in layout.program_row:
         return {"classifier": layout.program_row["classifier"]}
     if layout.has("attn_pool.latent"):
@@ -93,13 +97,13 @@ def _classifier(layout: Layout, row: dict) -> dict:
     if layout.has("fc_norm.weight") and not layout.has("norm.weight"):
         return {"classifier": "patch_mean"}
     if not row["class_token"]:
-        return {"classifier": "gap" if is_plain(row | {"positions": "all"}) else "mean"}          # Google's word for its own
+        return {"classifier": "gap" if is_plain(row | {"positions": "all"}) else "mean"}          # Google's name for the mean
     head = layout.sizes("head.weight")
     return {"classifier": "token_mean"} if len(head) == 2 and head[1] == 2 * row["hidden_size"] else {}
 
 
 def _heads(layout: Layout) -> dict:
-    for name, axis in (("blocks.0.attn.proj_l.weight", 0), ("blocks.0.attn.qkv.weight", 1)):      # CaiT's; Google's (D, H, d)
+    for name, axis in (("blocks.0.attn.proj_l.weight", 0), ("blocks.0.attn.qkv.weight", 1)):      # CaiT; Google (D, H, d)
         source = layout.row(name).sources[0]
         if source in layout.all and (axis == 0 or len(layout.shape(source)) == 3):
             return {"num_heads": layout.shape(source)[axis]}
@@ -107,7 +111,7 @@ def _heads(layout: Layout) -> dict:
 
 
 def _resnet(layout: Layout) -> dict:
-    """The stages of a hybrid in timm's names or in Google's."""
+    """Return the stages of a hybrid's ResNet, its width and its input channels; {} without one."""
     names = layout.all
     for stem, unit in (TIMM, VIT_PYTORCH, GOOGLE):
         shape = layout.shape(stem) if stem in names else ()
@@ -122,8 +126,10 @@ def _resnet(layout: Layout) -> dict:
 
 
 def _positions(layout: Layout, row: dict, size: int | tuple[int, int], only: str) -> dict:
-    """Of which tokens there are positions, and the size of the images: by the number of rows, which are those of the size that
-    is said, or else of a square."""
+    """Return which tokens have positions, and the size of the images, from the number of rows of the table.
+
+    They must fit the known size, or else a square.
+    """
     if not layout.has("pos_embed"):
         return {"positions": "none"}
     tokens = row["class_token"] + row["distilled"] + row["registers"]
@@ -143,8 +149,8 @@ def _positions(layout: Layout, row: dict, size: int | tuple[int, int], only: str
     if not kind:
         return {"positions": "patches" if layout.folded else "all"}
     if height != width and not only:
-        raise WeightsError(f"{layout.file.path}: its config.json says images of {height} x {width} px, and its table of {rows} "
-                           "positions is of others: they do not belong together")
+        raise WeightsError(f"{layout.file.path}: its config.json says images of {height} x {width} px, but its table has {rows} "
+                           "positions, which do not fit them: they do not belong together")
     return {"positions": kind, "img_size": sides[kind] * stride}
 
 
@@ -152,13 +158,13 @@ def _positions(layout: Layout, row: dict, size: int | tuple[int, int], only: str
 
 
 def is_plain(found: dict) -> bool:
-    """Whether the blocks are those of Google's and DeiT's encoder, which timm and others compute in one way each."""
+    """Whether the blocks are those of Google's and DeiT's encoder, which each program computes in only one way."""
     others = [key for key in ARRAYS if key not in ("distilled", "class_layers", "class_token")]
     return bool(found["class_layers"]) or all(found[key] == ARRAYS[key] for key in others)
 
 
 def candidates(found: dict, rows: Mapping[str, Mapping], sizes: bool = True) -> list[str]:
-    """The names of those of `rows` that have the arrays of a file (infer_row), and its sizes."""
+    """Return the names of the `rows` that have the arrays of a file (infer_row) and, unless sizes=False, its sizes."""
     def has_sizes(row: Mapping) -> bool:
         return all(found.get(key) == row[key] for key in SIZES) and found.get("num_heads") in (None, row["num_heads"])
 

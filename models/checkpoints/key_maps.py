@@ -1,7 +1,7 @@
-"""Data: our parameter names beside those of the published files, and the conversion between them.
+"""Data: our parameter names, the names in published files, and the conversions between the two.
 
 A row is (our name, names in the file, conversion). {i} counts the encoder blocks, {s} and {u} the ResNet's stages and
-units. Conversions are functions of the same name in conversions.py:
+units. Conversions are the entries of CONVERSIONS in conversions.py:
   copy     same array                       dense    (in, out) -> (out, in)
   conv     HWIO -> OIHW                     vector   (1, 1, 1, C) -> (C)
   qkv      three (D, H, d) -> (3D, D)       qkv_bias three (H, d) -> (3D)
@@ -11,18 +11,17 @@ units. Conversions are functions of the same name in conversions.py:
   patches  (D, P * P * C) -> OIHW           patches_dense (P * P * C, D) -> OIHW
   position (1, N, D), resized to the model's grid
 
-The layouts: Google's, that of transformers (Hugging Face), and those of three more programs. timm's, which DeiT, CaiT, MAE and
-DINO share and which our parameters are named after, has its exceptions in timm_names.py.
+The layouts are those of Google, transformers (Hugging Face) and three more programs. Our parameters have timm's names, which
+DeiT, CaiT, MAE and DINO use too; the exceptions are in timm_names.py.
 """
 
 # ------------------------------------------------------------------------------------------------------ Google
 
-# Google's files come in two spellings of the encoder block. "pre-linen" is every file published in 2020 and 2021
-# (ImageNet-21k, SAM, AugReg); "linen" is what Flax's linen modules name by themselves, in checkpoints saved by later
-# versions of Google's code and by big_vision. Numbers count the sub-modules of a block: of all kinds together, or of
-# each kind.
+# Google's files name the parts of the encoder block in two ways. "pre-linen" are all files published in 2020 and 2021
+# (ImageNet-21k, SAM, AugReg); "linen" are the automatic names of Flax's linen modules, in checkpoints of later versions of
+# Google's code and of big_vision. The first numbers all sub-modules of a block together, the second those of each kind.
 def _layer(ours: str, theirs: str, weight: str, conversion: str, bias: str = "copy") -> tuple:
-    """The rows of a layer's weight, which the file calls `weight`, and of its bias."""
+    """Return the rows of a layer's weight, whose name in the file is `weight`, and of its bias."""
     return (f"{ours}.weight", (f"{theirs}/{weight}",), conversion), (f"{ours}.bias", (f"{theirs}/bias",), bias)
 
 
@@ -76,8 +75,8 @@ GOOGLE_PROJECTION = (
     *_layer(f"{_UNIT}downsample.norm", f"{_THEIR_UNIT}gn_proj", "scale", "vector", bias="vector"),
 )
 
-# big_vision (google-research/big_vision, models/vit.py) names the position table otherwise. It adds positions before it
-# puts the cls token in front, so that the table has no row for it; files converted from older ones may have one.
+# big_vision (google-research/big_vision, models/vit.py) has another name for the position table. It adds positions before it
+# prepends the cls token, so the table has no row for it; files converted from older ones may have one.
 BIG_VISION_POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
 # It may also stack the arrays of all blocks, with the block as first dimension (models built with scan=True).
 STACKED_BLOCKS, BLOCK_OF_STACK = "Transformer/encoderblock/", "Transformer/encoderblock_{i}/"
@@ -95,10 +94,10 @@ GOOGLE_POOLING = (
 )
 OLDER_POOLING = {part: POOLING + part for part in ("probe", f"{_ATTENTION}/", "LayerNorm_0/", "MlpBlock_0/")}
 
-# Weights under a prefix: the prefix, and how names beside them may begin, which are left out.
+# Weights under a prefix: the prefix, and how the names of other members may begin, which are left out.
 GOOGLE_PREFIXES = (
     ("opt/target/", ("opt/",)),                                        # a whole train state, such as SAM's ViT-S_16
-    ("params/img/", ("params/", "opt/", "extra/", "chrono/", "states/")),      # the image half of a model of images and text
+    ("params/img/", ("params/", "opt/", "extra/", "chrono/", "states/")),      # the image encoder of a model of images and text
     ("params/", ("opt/", "extra/", "chrono/", "states/")),             # big_vision
 )
 
@@ -108,7 +107,7 @@ TRANSFORMERS_PREFIXES = ("vit.", "deit.", "ijepa.")
 
 
 def _both(ours: str, *theirs: str, conversion: str = "copy") -> tuple:
-    """The rows of a layer's weight and bias, which have the same names in the file."""
+    """Return the rows of a layer's weight and bias, which have these kinds in the file too."""
     return tuple((f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), conversion) for kind in ("weight", "bias"))
 
 
@@ -123,7 +122,7 @@ TRANSFORMERS_HEAD = (*_both("head", "classifier"), *_both("head_dist", "distilla
 
 
 def transformers_outside(one_head: bool) -> tuple:
-    """A DeiT with one head (DeiTForImageClassification) reads the cls token alone: its second token is a register."""
+    """Return the rows outside the blocks. DeiT with one head (DeiTForImageClassification) uses its second token as a register."""
     second = {"dist_token": "reg_token"} if one_head else {}
     return tuple((second.get(ours, ours), *row) for ours, *row in (*TRANSFORMERS_EMBEDDING, *TRANSFORMERS_HEAD))
 
@@ -143,8 +142,8 @@ def _transformers_block(block: str, qkv: tuple[str, ...], out: str, fc1: str, fc
     )
 
 
-# By the member that distinguishes them, as for Google: the names of the files on its hub, which later versions still
-# write, and those that the state dict of a model has since transformers 5.
+# The variants, by the member that distinguishes them: the names in files on the hub, which later versions still write, and the
+# names in the state dict of a model since transformers 5.
 TRANSFORMERS_BLOCKS = {
     "attention.attention.query": _transformers_block(
         "encoder.layer.{i}.", tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
@@ -152,7 +151,7 @@ TRANSFORMERS_BLOCKS = {
     "attention.q_proj": _transformers_block(
         "layers.{i}.", tuple(f"attention.{part}_proj" for part in "qkv"), "attention.o_proj", "mlp.fc1", "mlp.fc2"),
 }
-# The layer after the cls token of its pre-training, and the decoders of its masked autoencoders.
+# The pooling layer of its pre-training, and the decoders of its masked autoencoders.
 TRANSFORMERS_LEFT_OUT = ("pooler.", "decoder.", "embeddings.mask_token")
 
 # -------------------------------------------------------------------------------------------- three more programs
@@ -185,7 +184,7 @@ VIT_PYTORCH_PROJECTION = (
     *_both(f"{_UNIT}downsample.norm", f"{_THEIR_UNIT}gn_proj"),
 )
 
-# torchvision (vit_b_16, ...). Files of before 2022 number the MLP's layers otherwise.
+# torchvision (vit_b_16, ...). Files from before 2022 name the MLP's layers differently.
 TORCHVISION = (
     *_both("patch_embed.proj", "conv_proj"),
     ("cls_token", ("class_token",), "copy"),
@@ -205,7 +204,7 @@ TORCHVISION_BLOCK = (
 )
 TORCHVISION_INSIDE = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 
-# lukemelas/PyTorch-Pretrained-ViT. Its own model leaves pre_logits out, unless it is asked for them.
+# lukemelas/PyTorch-Pretrained-ViT. Its own model does not use pre_logits by default.
 PRETRAINED_VIT = (
     *_both("patch_embed.proj", "patch_embedding"),
     ("cls_token", ("class_token",), "copy"),
@@ -226,33 +225,32 @@ PRETRAINED_VIT_LEFT_OUT = ("pre_logits.",)
 
 # ------------------------------------------------------------------------------------------- PyTorch's wrappers
 
-# Where a file of PyTorch holds its weights, the first that is there; none of them: the file is the weights.
+# The entries in which files of PyTorch hold their weights; the first that exists counts. Without any, the file is the weights.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema", "teacher", "student", "encoder")
-# Averaged weights that a program evaluates: its entry for them, and for those of the last step (timm's training files).
+# The entry of averaged weights, which the program evaluates, and that of the last step's (timm's training checkpoints).
 AVERAGED_FIRST = {"state_dict_ema": "state_dict"}
-# DINO's files hold two networks; it evaluates the first of these.
+# DINO's files hold two networks; DINO evaluates the first of these.
 SELF_DISTILLED = ("teacher", "student")
-# What wrappers put before names: DistributedDataParallel (in CaiT's files), Lightning, detectors, torch.compile.
+# Prefixes that wrappers add to names: DistributedDataParallel (in CaiT's files), Lightning, detectors, torch.compile.
 WRAPPER_PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 
-# ------------------------------------------------------------------------------------- files that no model here takes
+# -------------------------------------------------------------------------------------- files of unsupported models
 
-# What a name of an array tells of its file (the first that fits), as part of: "it is ..., ...".
-NOT_TAKEN = (
+# (pattern of an array's name, what such a file is, for the message "it is ..."); the first that matches counts.
+UNSUPPORTED = (
     (r"lora_[AB]|\.base_layer\.", "a LoRA adapter, or a model with one: merge it into its base model with peft "
-                                  "(merge_and_unload), save the result, and give that"),
-    (r"^(.*\.)?rope\.freqs$", "a model whose rotary frequencies are learned (timm's rope_mixed), as in no model here"),
-    (r"\.attn\.lambda_q1$", "a model of differential attention, which no model here computes"),
-    (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, as in no model here"),
-    (r"^radio_model\.", "an original file of C-RADIO, whose names of tokens and patches are not read; use timm's "
+                                  "(merge_and_unload), save the result, and use that"),
+    (r"^(.*\.)?rope\.freqs$", "a model with learned rotary frequencies (timm's rope_mixed), which no model here supports"),
+    (r"\.attn\.lambda_q1$", "a model with differential attention, which no model here supports"),
+    (r"\.attn\.w[qkv]\.weight$", "a Sapiens2, whose keys and values have fewer heads, which no model here supports"),
+    (r"^radio_model\.", "an original file of C-RADIO, whose names of tokens and patches are not known here; use timm's "
                         "(timm/vit_base_patch16_radio_v3.c_radio and others)"),
-    (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, and models here are Vision Transformers"),
+    (r"(^|\.)visual\.layer1\.", "the ResNet of a CLIP, but models here are Vision Transformers"),
     (r"relative_position_bias|encoder\.layer\.\d+\.lambda_1$",
-     "a model with relative positions (Swin, BEiT), as no model here has"),
+     "a model with relative positions (Swin, BEiT), which no model here supports"),
 )
-# And of one without an image encoder.
+# The same for files without an image encoder.
 TEXT = (
-    (r"(^|\.)token_embedding\.weight$", "a text tower alone (of CLIP, SigLIP or the like), which sees no images; use a file that "
-                                       "has its image tower"),
-    (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model of text, which sees no images"),
+    (r"(^|\.)token_embedding\.weight$", "only the text tower of a model like CLIP or SigLIP; use a file with its image tower"),
+    (r"(^|\.)word_embeddings\.weight$|(^|\.)embed_tokens\.weight$", "a model for text, not for images"),
 )

@@ -1,4 +1,4 @@
-"""The arrays of a file under one set of names, which layouts.py gives them."""
+"""The arrays of a file under the names of one key map; layouts.py chooses it."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ MAX_BLOCKS = 1000
 
 
 class Stacks:
-    """Arrays with the block as first dimension, each read once. `layers`: which layer of its array a name is."""
+    """Arrays with the block as first dimension, each read once. `layers`: {name: index in its array}."""
 
     def __init__(self, file: WeightFile):
         self.layers: dict[str, int] = {}
@@ -33,21 +33,21 @@ class Stacks:
 
 
 class Layout:
-    """The arrays of a file under the names of one key map: `all` of them, `shape`, `read_view`, and the `rows` for a model."""
+    """The arrays of a file under the names of one key map: `all`, `shape`, `read_view`, and the `rows` for a model."""
 
-    unread: tuple[str, ...] = ()               # parts of the model that the head in the file does not read
-    head_note: str = ""                        # what is taken for granted where it is kept
+    unread: tuple[str, ...] = ()               # parts of the model that the head in the file does not use
+    head_note: str = ""                        # an assumption about the head, reported when it is kept
 
     def __init__(self, file: WeightFile, sources: dict[str, str], fixed_rows: tuple, block_rows: tuple,
                  rows: Callable[[ImageTransformer], list[Row]], left_out: tuple[str, ...] = ()):
         self.file = file
         self.program_row: dict = {}                                # keys of a model's row that its program fixes, such as GELU
         self.bare_positions = False                                # the position table may lack the rows before the patches
-        # Whether the first row of the table belongs to the cls token and the registers have none (DINOv2 with registers): that
-        # row is added to the token, and the model has positions of patches alone.
+        # Whether the first row of the table belongs to the cls token and registers have none (DINOv2 with registers). That row is
+        # added to the token, and the model has positions of patches only.
         self.folded = False
         self.flat: Collection[str] = ()                            # tables and tokens that are not stored as (1, n, D)
-        self.beside: list[str] = []                                # arrays of a train state, which hold no weights
+        self.others: list[str] = []                                # arrays that are not weights of the model
         self.notes: list[str] = []
         self._sources, self._tables = sources, (fixed_rows, block_rows, rows)
         self._stacks = Stacks(file)
@@ -55,11 +55,11 @@ class Layout:
 
     @property
     def all(self) -> set[str]:
-        """Without what belongs to the pre-training alone."""
+        """The names of all arrays except those that only the pre-training uses."""
         return set(self._sources) - set(self.pre_training)
 
     def unstack(self) -> None:
-        """Arrays with the block as first dimension -> one name for each block."""
+        """Replace the name of each array with the block as first dimension by one name for each block."""
         for name in [name for name in self._sources if name.startswith(key_maps.STACKED_BLOCKS)]:
             source = self._sources.pop(name)
             rest, (blocks, *_) = name.removeprefix(key_maps.STACKED_BLOCKS), self.file.shape(source) or (0,)
@@ -83,12 +83,12 @@ class Layout:
         return self._stacks.read(source)[self._stacks.layers[name]]
 
     def release(self, name: str) -> None:
-        """Takes what was read of an array out of memory: a model is to be filled with one copy of the weights in memory."""
+        """Free the memory of an array that was read, so that loading needs memory for only one copy of the weights."""
         if name not in self._stacks.layers:
             self.file.release(self._sources[name])
 
     def rows(self, model: ImageTransformer) -> list[Row]:
-        """Where the file has each parameter of the model that it can name."""
+        """Return the rows of all parameters of the model that this layout has names for."""
         rows = self._tables[2](model)
         if not self.folded:
             return rows
@@ -96,7 +96,7 @@ class Layout:
         return [Row(row.parameter, row.sources + table, "fold") if row.parameter == "cls_token" else row for row in rows]
 
     def row(self, ours: str) -> Row:
-        """The row of a parameter. timm's names are ours."""
+        """Return the row of a parameter; a name without a row is the same in the file, as timm's."""
         fixed_rows, block_rows, _ = self._tables
         number = re.match(r"blocks\.(\d+)\.", ours)
         if number:
@@ -106,12 +106,12 @@ class Layout:
         return next((Row(*row) for row in fixed_rows if row[0] == ours), Row(ours, (ours,), "copy"))
 
     def called(self, name: str) -> str:
-        """What the file calls an array, where it is not only behind a prefix."""
+        """Return the file's name of an array, without prefixes."""
         source = self._sources[name]
         return name if source.endswith(name) or name in self._stacks.layers else source
 
     def under(self, part: str) -> set[str]:
-        """The arrays of one part of the model, such as "attn_pool"."""
+        """Return the arrays of one part of the model, such as "attn_pool"."""
         return {name for name in self.all if name.startswith(f"{part}.")} | {
             source for ours, sources, _ in self._tables[0] if ours.startswith(f"{part}.") for source in sources} & self.all
 
@@ -119,7 +119,7 @@ class Layout:
         return all(source in self._sources for source in self.row(ours).sources)
 
     def sizes(self, ours: str) -> tuple[int, ...]:
-        """The shape of a parameter, in our order of dimensions; () where the file does not have it."""
+        """Return the shape of a parameter, in our order of dimensions; () if the file lacks it."""
         _, sources, conversion = self.row(ours)
         if not sources or any(source not in self.all for source in sources):
             return ()
@@ -129,12 +129,12 @@ class Layout:
         return (shape[0] * len(sources), *shape[1:]) if shape else ()
 
     def table(self) -> int:
-        """How many rows the table of positions has for tokens of the model that it fills; 0 where it is no table."""
+        """Return the number of rows of the position table that the model uses; 0 without a table."""
         shape = self.sizes("pos_embed")
         return shape[1] - self.folded if len(shape) == 3 else 0
 
     def outputs(self, layer: str) -> int:
-        """Width of a dense layer, if its weight and bias agree about it."""
+        """Return the output width of a dense layer. Raises WeightsError if its weight and bias disagree."""
         _, (weight,), conversion = self.row(f"{layer}.weight")
         (bias,) = self.row(f"{layer}.bias").sources
         sizes = self.shape(weight) if weight in self.all else ()
@@ -144,27 +144,27 @@ class Layout:
         return width[0]
 
     def heads(self) -> set[str]:
-        """Names of what belongs to the old task: heads and `pre_logits`."""
+        """Return the names of the arrays of heads and `pre_logits`, which belong to the old task."""
         return {source for layer in ("head", "head_dist", "pre_logits.fc") for kind in ("weight", "bias")
                 for source in self.row(f"{layer}.{kind}").sources}
 
     def kernel(self) -> tuple[int, int, int]:
-        """(width, channels, patch side) of the patch embedding."""
+        """Return (width, channels, patch side) of the patch embedding."""
         _, (name,), conversion = self.row("patch_embed.proj.weight")
         sizes = self.shape(name) if name in self.all else ()
         linear = {"patches": sizes, "patches_dense": sizes[::-1]}.get(conversion, ())
         if len(sizes) != (2 if linear else 4) or 0 in sizes:
-            raise WeightsError(f"{self.file.path}: holds no patch embedding ({name} {sizes})")
+            raise WeightsError(f"{self.file.path}: has no patch embedding ({name} {sizes})")
         if linear:
             return linear[0], *patch_sizes(linear[1])
         return (sizes[3], sizes[2], sizes[0]) if conversion == "conv" else sizes[:3]
 
     def count(self, name: str) -> int:
-        """How many numbered parts have a parameter of ours: "blocks.{i}.norm1.weight" counts the blocks."""
+        """Count the numbered parts that have a parameter: "blocks.{i}.norm1.weight" counts the blocks."""
         return next(i for i in itertools.count() if not self.has(name.format(i=i)))
 
     def describe(self) -> str:
-        """'width 384, 12 blocks, patch 16, 4 registers'"""
+        """Describe the model in words, such as 'width 384, 12 blocks, patch 16, 4 registers'."""
         width, _, patch = self.kernel()
         registers = (*self.sizes("reg_token"), 0, 0)[1]
         more = {f"{registers} registers": registers, "LayerScale": self.has("blocks.0.ls1.gamma"),
@@ -175,12 +175,12 @@ class Layout:
 
 
 def abbreviate(names: Iterable[str]) -> str:
-    """The first four of them, and how many more there are."""
+    """Return the first four names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def spelled(name: str, spellings: dict[str, str]) -> str:
-    """With the other beginning, where the name begins as one of `spellings`."""
+    """Replace the beginning of a name by that in `spellings`, if it is there."""
     old = next((old for old in spellings if name.startswith(old)), "")
     return spellings[old] + name.removeprefix(old) if old else name

@@ -1,7 +1,7 @@
-"""Detects which layout a file has, and reads its arrays under the names of that layout's key map.
+"""Detects which layout a file has, and names its arrays as in that layout's key map.
 
-Prefixes of wrappers and of train states, other spellings and stacked blocks are resolved here, so that a table of
-key_maps.py needs one name for a thing.
+Prefixes of wrappers and train states, other spellings and stacked blocks are resolved here, so that the tables of key_maps.py
+need only one name for each array.
 """
 
 import functools
@@ -22,28 +22,28 @@ from .towers import TOWERS, Tower
 
 
 class Program(NamedTuple):
-    """A program whose files hold plain arrays by name."""
+    """A program that writes files of weights, and how its files are recognized."""
 
-    anchor: str                                # a name that each of its files has once, perhaps behind a prefix
-    companion: str                             # and one that distinguishes it from others
-    roots: tuple[str, ...]                     # what its names begin with
+    anchor: str                                # a name that each of its files has once, perhaps after a prefix
+    companion: str                             # a part of names that distinguishes it from other programs
+    roots: tuple[str, ...]                     # the first words of its names
     layout: Callable[[WeightFile, dict[str, str]], Layout]
-    row: dict                                  # how it computes and sees images: keys of a model's row
-    inner: tuple[str, ...] = ()                # prefixes that some of its own names have
+    row: dict                                  # keys of a model's row that the program fixes
+    inner: tuple[str, ...] = ()                # prefixes that belong to some of its own names
 
 
 def detect_layout(file: WeightFile) -> Layout:
-    """Raises WeightsError for a file that is no Vision Transformer in a known layout."""
-    _refuse_others(file)
+    """Return the layout of a file. Raises WeightsError if it is not a Vision Transformer in a known layout."""
+    _refuse_unsupported(file)
     if any("encoderblock" in name for name in file.names):
         return _google(file, _renamed(file, {name: name for name in file.names}, _without_wrappers))
     for program in PROGRAMS:
         if prefixes := _prefixes(file, program):
             prefix, notes = _choose_prefix(file, prefixes)
-            names, beside = _without_prefix(file, prefix, program)
+            names, others = _without_prefix(file, prefix, program)
             layout = program.layout(file, names)
             layout.program_row = program.row | layout.program_row if layout.program_row else program.row
-            layout.beside, layout.notes = layout.beside + beside, [*notes, *layout.notes]
+            layout.others, layout.notes = layout.others + others, [*notes, *layout.notes]
             return layout
     for pattern, what in key_maps.TEXT:
         if any(re.search(pattern, name) for name in file.names):
@@ -52,23 +52,20 @@ def detect_layout(file: WeightFile) -> Layout:
     raise WeightsError(f"{file.path}: not a Vision Transformer in a known layout (its arrays: {abbreviate(names)})")
 
 
-def _refuse_others(file: WeightFile) -> None:
-    """Raises WeightsError for files that are named for what they are: no model here computes what theirs do."""
-    def some(pattern: str) -> bool:
-        return any(re.search(pattern, name) for name in file.names)
-
-    for pattern, what in key_maps.NOT_TAKEN:
-        if some(pattern):
+def _refuse_unsupported(file: WeightFile) -> None:
+    """Raise WeightsError for a known kind of file that no model here supports, saying what it is."""
+    for pattern, what in key_maps.UNSUPPORTED:
+        if any(re.search(pattern, name) for name in file.names):
             raise WeightsError(f"{file.path}: it is {what}")
     if set(file.names) == {"weight", "bias"}:
         shape = file.shape("weight")
-        raise WeightsError(f"{file.path}: it is one linear layer {shape}, such as the linear heads of DINOv2 and DINOv3, and no "
+        raise WeightsError(f"{file.path}: it is one linear layer {shape}, such as the linear heads of DINOv2 and DINOv3, not a "
                            "model. Save it in one file with the arrays of its backbone, as linear_head.weight and "
                            "linear_head.bias, or train a new head (--train_layers head)")
 
 
 def _prefixes(file: WeightFile, program: Program) -> list[str]:
-    """What stands before the names of the program in this file; none: it is of another."""
+    """Return the prefixes of the program's names in this file; [] if another program wrote it."""
     found = set()
     for name in file.names:
         if name == program.anchor or name.endswith(f".{program.anchor}"):
@@ -80,10 +77,10 @@ def _prefixes(file: WeightFile, program: Program) -> list[str]:
 
 
 def _choose_prefix(file: WeightFile, prefixes: list[str]) -> tuple[str, list[str]]:
-    """-> (what stands before the names of the model, notes about it). Of a student and its teacher the teacher's."""
+    """Return (the prefix of the model's names, notes about it); for a student and its teacher, the teacher's."""
     teachers = [prefix for prefix in prefixes if "teacher" in prefix.split(".")]
     if len(prefixes) > 1 and len(teachers) != 1:
-        raise WeightsError(f"{file.path}: holds several models, under {abbreviate(prefixes)}; save the one that you want alone")
+        raise WeightsError(f"{file.path}: holds several models, under {abbreviate(prefixes)}; save only the one that you want")
     prefix, = teachers if len(prefixes) > 1 else prefixes
     unknown = _without_wrappers(prefix)
     if len(prefixes) > 1:
@@ -92,7 +89,7 @@ def _choose_prefix(file: WeightFile, prefixes: list[str]) -> tuple[str, list[str
 
 
 def _without_prefix(file: WeightFile, prefix: str, program: Program) -> tuple[dict[str, str], list[str]]:
-    """-> ({name: name in the file}, what stands beside the model: a loss, another network)"""
+    """Return ({name: name in the file}, names that do not belong to the model, but to a loss or another network)."""
     def inner(name: str) -> str:
         return name.removeprefix(prefix) if prefix and name.startswith(prefix) else _without_wrappers(name)
 
@@ -111,7 +108,7 @@ def _timm(file: WeightFile, names: dict[str, str]) -> Layout:
     if "rope_embed.periods" in found.left_out:
         layout.notes.append("rotary positions computed in float32, not from the bfloat16 periods of the file")
     if layout.kernel()[0] == EVA02_E and layout.has("blocks.0.attn.qkv.q_bias"):
-        raise WeightsError(f"{file.path}: it is EVA-02 E, whose norms stand behind attention and MLP, as in no model here")
+        raise WeightsError(f"{file.path}: it is EVA-02 E, with norms after attention and MLP, which no model here supports")
     return layout
 
 
@@ -136,29 +133,30 @@ def _tower(tower: Tower, file: WeightFile, names: dict[str, str]) -> Layout:
     no_prefix = dict.fromkeys(tower.prefixes, "")
     short = _renamed(file, names, lambda name: spelled(spelled(name, no_prefix), tower.spellings))
     shapes = {name: file.shape(source) for name, source in short.items()}
-    empty = [name for name in tower.flat if 0 in shapes.get(name, ())]          # lucidrains' cls token where there is none
+    empty = [name for name in tower.flat if 0 in shapes.get(name, ())]          # a lucidrains model without a cls token has this
     short = {name: source for name, source in short.items() if name not in empty}
     outside = with_linear_patches(of_version(tower.outside, short), shapes)
     layout = _by_tables(file, short, outside, of_version(tower.block, short), tower.left_out)
     _require(layout, tower.needs, tower.title)
     layout.flat = [name for name in tower.flat if name in short and len(shapes[name]) < 3]
     layout.folded = tower.folded
-    if layout.sizes("reg_token")[1:2] == (0,):                # transformers' of a model without: no array of any part
+    if layout.sizes("reg_token")[1:2] == (0,):                # transformers writes an empty array for a model without registers
         layout.pre_training += layout.row("reg_token").sources
     wide = layout.sizes("blocks.0.attn.qkv.weight")
     if len(wide) == 2 and wide[0] != 3 * wide[1]:
-        raise WeightsError(f"{file.path}: its attention is {wide[0] // 3} wide and its tokens are {wide[1]}, as in no model here")
+        raise WeightsError(f"{file.path}: its attention has width {wide[0] // 3} and its tokens have width {wide[1]}, which no "
+                           "model here supports")
     linear = layout.row("patch_embed.proj.weight").conversion == "patches"
     layout.program_row = tower.linear_row if linear else {}
     if layout.has("head.weight"):
         layout.program_row, layout.unread = layout.program_row | tower.head_row, tower.unread
     layout.head_note = tower.token_note if layout.has("cls_token") else ""
-    layout.beside = empty
+    layout.others = empty
     return layout
 
 
 def _require(layout: Layout, needs: Iterable[str], title: str) -> None:
-    """Raises WeightsError for a file without the arrays of a parameter that a model could do without, and no such file does."""
+    """Raise WeightsError if the file lacks an array that every such file has, even where some models have none."""
     lacks = [source for ours in needs for source in layout.row(ours).sources if source not in layout.all]
     if lacks:
         raise WeightsError(f"{layout.file.path}: lacks {abbreviate(lacks)}, which every file of {title} has; "
@@ -170,12 +168,12 @@ def _by_tables(file: WeightFile, names: dict[str, str], outside: tuple, block: t
 
 
 def _renamed(file: WeightFile, names: dict[str, str], rename: Callable[[str], str]) -> dict[str, str]:
-    """-> {new name: name in the file}. Raises WeightsError where two arrays would get one name."""
+    """Return {new name: name in the file}. Raises WeightsError if two arrays would get the same name."""
     renamed: dict[str, str] = {}
     for name, source in names.items():
         new = rename(name)
         if new in renamed:
-            raise WeightsError(f"{file.path}: both {renamed[new]} and {source} are {new}; use a file with one of them")
+            raise WeightsError(f"{file.path}: both {renamed[new]} and {source} are {new}; use a file with only one of them")
         renamed[new] = source
     return renamed
 
@@ -189,10 +187,10 @@ def _without_wrappers(name: str) -> str:
 def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     prefix, siblings = next(((prefix, siblings) for prefix, siblings in key_maps.GOOGLE_PREFIXES
                              if any(name.startswith(prefix) for name in names)), ("", ()))
-    beside = sorted(name for name in names if not name.startswith(prefix))
-    foreign = [name for name in beside if not name.startswith(siblings)]
+    others = sorted(name for name in names if not name.startswith(prefix))
+    foreign = [name for name in others if not name.startswith(siblings)]
     if foreign:
-        raise WeightsError(f"{file.path}: unknown members beside the weights under {prefix}: {abbreviate(foreign)}")
+        raise WeightsError(f"{file.path}: unknown members in addition to the weights under {prefix}: {abbreviate(foreign)}")
     names = {name.removeprefix(prefix): source for name, source in names.items() if name.startswith(prefix)}
     bare = any(name in names for name in key_maps.BIG_VISION_POSITIONS)
     names = _renamed(file, names, lambda name: _POSITIONS if name in key_maps.BIG_VISION_POSITIONS else spelled(
@@ -201,8 +199,8 @@ def _google(file: WeightFile, names: dict[str, str]) -> Layout:
     shapes = {name: file.shape(source) for name, source in names.items()}
     outside = with_linear_patches(GOOGLE_OUTSIDE, shapes)
     layout = Layout(file, names, outside, blocks, lambda model: google_rows(model, blocks, outside))
-    layout.bare_positions, layout.beside = bare, beside
-    if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), of images of any shape
+    layout.bare_positions, layout.others = bare, others
+    if len(table := shapes.get(_POSITIONS, ())) == 3 and table[0] > 1:         # (h, w, D), for images of any shape
         layout.flat = (_POSITIONS,)
     layout.unstack()
     _require(layout, ("patch_embed.proj.bias",), "Google's programs")
@@ -223,17 +221,17 @@ def _transformers(file: WeightFile, names: dict[str, str]) -> Layout:
 
 
 def _block_rows(file: WeightFile, names: Iterable[str], variants: dict[str, tuple], separator: str, title: str) -> tuple:
-    """The rows of the encoder block in the variant that the file has."""
+    """Return the rows of the encoder block in the variant that the file has."""
     for mark, rows in variants.items():
         if any(f"{separator}{mark}{separator}" in name for name in names):
             return rows
     raise WeightsError(f"{file.path}: not a Vision Transformer in {title} (its arrays: {abbreviate(names)})")
 
 
-EVA02_E = 1792                     # its width, which alone tells it from the other models of its names
+EVA02_E = 1792                     # its width: only this distinguishes it from other models with its names
 TIMM_ROW = {"gelu": "erf", "norm_eps": 1e-6, "resnet_style": "timm"}
-# Their GELU is the exact form, and their eps 1e-6 but for transformers. Which images a file of timm or transformers was trained
-# on is said by its config.json alone.
+# These programs compute the exact GELU, with eps 1e-6 except in transformers. Only a config.json
+# says how timm and transformers normalized the training images.
 PROGRAMS = (
     *(Program(tower.anchor, tower.companion, tower.roots, functools.partial(_tower, tower), tower.row, tower.prefixes)
       for tower in TOWERS),
@@ -254,6 +252,6 @@ PROGRAMS = (
         "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred", "rope", "rope_embed", "lm_head",
         "local_cls_norm", "projectors"), _timm, TIMM_ROW),
     Program("preprocessor.patchifier.proj.weight", "trunk.blocks.", ("preprocessor", "trunk", "head"), _timm, TIMM_ROW),
-    # Behind `visual.` beside a text tower, which has names of the same beginnings: none of those belong to it.
+    # Its names follow `visual.`; those of the text tower begin with the same words and do not belong to it.
     Program("conv1.weight", "transformer.resblocks.", ("conv1",), _timm, TIMM_ROW),
 )

@@ -1,8 +1,8 @@
-"""Fills a model from a checkpoint of any known kind, and rebuilds the models of our own runs.
+"""Loads a checkpoint of any known kind into a model, and rebuilds the models of our own runs.
 
-Every array of the file is used, or reported as left out on purpose; every parameter of the model is filled, or reported as
-freshly initialized. Anything else is an error with the names in it. The content of a file decides its kind, layout and grid;
-its name is not trusted. Nothing is read whose shape does not fit.
+Every array of the file is used or reported as left out on purpose; every parameter of the model is loaded or reported as newly
+initialized. Anything else raises an error with the names. The content of a file, not its name, determines its kind, layout and
+grid. All shapes are compared before any array is read.
 """
 
 import math
@@ -23,30 +23,30 @@ from .layout import Layout
 from .opened import OpenedCheckpoint, Source, opened
 from .run_fields import check_shapes
 
-MAX_THREADS = 4          # that read: a few are faster than the memory
+MAX_THREADS = 4          # reading threads: more would only wait for the memory
 PATCH_KERNEL, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 
 
 def load_pretrained(model: ImageTransformer, path: Source, head: str = "zero") -> LoadReport:
-    """Fills `model` from a file, or from an opened one.
+    """Load the weights of a file, or of an opened one, into `model`.
 
-    head="zero": a new task. The file's heads and its `pre_logits` layer are left out, the model's heads are set to
-    zero. head="keep": the same task. All are taken, and the class count must agree.
-    Raises ModelError (one line, with names) if the file is missing, damaged, of another kind or another size.
+    head="zero": for a new task. The model's heads are set to zero; the file's heads and `pre_logits` layer are not used.
+    head="keep": for the same task. The file's heads are loaded too, and its number of classes must be the model's.
+    Raises ModelError (one line, with names) if the file is missing or damaged, or its kind or sizes do not fit the model.
     """
     if head not in ("zero", "keep"):
         raise ModelError(f"head={head!r}: must be 'zero' or 'keep'")
     if head == "zero" and model.config.representation_size:
-        raise ModelError("a model with pre_logits can only be filled with head='keep': a new task starts without that layer")
+        raise ModelError("head='zero': a new task starts without a pre_logits layer, but the model has one. Use head='keep'")
     with opened(path) as checkpoint:
         return _fill(model, checkpoint, head)
 
 
 def load_run(path: Source, build: Callable[[dict, int, int | tuple[int, int]], ImageTransformer]) -> ImageTransformer:
-    """The model of a checkpoint of one of our runs, in eval mode, with `classes`, the names of its classes.
+    """Load the model of a checkpoint of one of our runs, in eval mode; `classes` holds its class names.
 
-    build(architecture, number of classes, img_size) makes an empty model. The averaged weights are taken where the
-    run kept them. Raises ModelError.
+    build(architecture, number of classes, img_size) makes an empty model. Loads the averaged weights if the run kept them.
+    Raises ModelError.
     """
     with opened(path) as checkpoint:
         model = check_own_weights(checkpoint, build)
@@ -56,7 +56,10 @@ def load_run(path: Source, build: Callable[[dict, int, int | tuple[int, int]], I
 
 
 def check_own_weights(checkpoint: OpenedCheckpoint, build: Callable) -> ImageTransformer:
-    """The model of a run, on the meta device: a file's claims about itself take no memory. Raises WeightsError."""
+    """Return the model of a run on the meta device, so that false claims of a file allocate no memory.
+
+    Raises WeightsError if its weights do not fit its architecture.
+    """
     model, file = _build_without_memory(checkpoint, build), checkpoint.file
     check_shapes({name: file.shape(name) for name in file.names}, model.state_dict(), checkpoint.path)
     return model
@@ -65,32 +68,32 @@ def check_own_weights(checkpoint: OpenedCheckpoint, build: Callable) -> ImageTra
 def _build_without_memory(checkpoint: OpenedCheckpoint, build: Callable) -> ImageTransformer:
     run = checkpoint.file.run
     if run is None:
-        raise WeightsError(f"{checkpoint.path}: no checkpoint of a run of train.py; use create_model(NAME, pretrained=...) for "
-                           "other files")
+        raise WeightsError(f"{checkpoint.path}: not a checkpoint of train.py. For other files, use create_model(NAME, "
+                           "pretrained=...)")
     size = run["config"].get("img_size")
     try:
         with torch.device("meta"):
             return build(run["architecture"], len(run["classes"]), tuple(size) if isinstance(size, list) else size)
     except ModelError:
         raise
-    except Exception as error:               # what is raised depends on what the file claims
+    except Exception as error:               # a false architecture can raise anything
         raise WeightsError(f"{checkpoint.path}: this version of the program cannot build its architecture "
                            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
 
 def check_fits(model: ImageTransformer, checkpoint: OpenedCheckpoint) -> None:
-    """Raises WeightsError where the file cannot fill the model for a new task, by its names and shapes. Reads no array."""
+    """Raise WeightsError if the names and shapes of the file do not fit the model for a new task. Reads no array."""
     _plan(model, checkpoint, "zero")
 
 
 def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> tuple[LoadReport, list[Row], dict[str, Callable]]:
-    """-> (the report so far, the rows that are read, {parameter: what reads it})."""
-    # The shapes of an .npz file fix the number of heads, those of others do not; but our own files and config.json name it.
+    """Compare the file with the model -> (the report so far, the rows to read, {parameter: function that reads it})."""
+    # Shapes show the number of heads only in .npz files; our own files and config.json state it.
     file, layout = checkpoint.file, checkpoint.layout
     heads = (file.run["architecture"] if file.run else file.described.row).get("num_heads")
     if heads not in (None, model.config.num_heads):
-        raise WeightsError(f"{file.path}: its model has {heads} attention heads, the model here {model.config.num_heads}; "
-                           f"{OF_A_RUN if file.run else f'use --num_heads {heads}'}")
+        raise WeightsError(f"{file.path}: its model has {heads} attention heads, but the model here has "
+                           f"{model.config.num_heads}; {OF_A_RUN if file.run else f'use --num_heads {heads}'}")
     check_pooling(checkpoint, model.config, head == "keep")
     report = LoadReport(str(file.path), fresh=fresh_parameters(layout, model, head), classes=checkpoint.class_names or [],
                         notes=[*file.notes, *file.described.notes, *layout.notes])
@@ -102,38 +105,42 @@ def _plan(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> t
 def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> LoadReport:
     file, layout = checkpoint.file, checkpoint.layout
     report, rows, reads = _plan(model, checkpoint, head)
-    # By several threads: reading, check sums and copies wait for the disk and the memory, not for each other.
+    # Several threads: one reads or computes a check sum while another waits for the disk.
     with ThreadPoolExecutor(min(MAX_THREADS, torch.get_num_threads())) as pool:
         state = dict(zip(reads, pool.map(lambda read: read(), reads.values())))
-    report.left_out = sorted(map(layout.called, layout.all - {source for row in rows for source in row.sources}))
-    report.left_out += list(map(layout.called, layout.pre_training)) + layout.beside + file.left_out
+    left = layout.all - {source for row in rows for source in row.sources}
+    old_head, before = left & layout.heads(), list(map(layout.called, layout.pre_training))
+    report.replaces_head, report.unused = bool(old_head), sorted(map(layout.called, left - old_head)) + before
+    report.left_out = sorted(map(layout.called, left)) + before + layout.others + file.left_out
     if state[PATCH_KERNEL].shape[1] != model.patch_embed.proj.in_channels:
         _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")
-    state |= {name: _initial(name, model) for name in report.fresh}
-    empty = next(model.parameters()).is_meta                    # it takes what was read in place of a copy
-    state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers know no other order
+    state |= {name: _initial_value(name, model) for name in report.fresh}
+    empty = next(model.parameters()).is_meta                    # then it takes the tensors themselves, not copies
+    state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers need that order in memory
     model.load_state_dict(state, assign=empty)
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):
-        report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its logits carry "
-                            "no information")
+        report.notes.append("the file's head is all zero, as in some published ImageNet-21k files: its predictions mean nothing")
     return report
 
 
 def _fold_channels(state: dict[str, Tensor], model: ImageTransformer, path: object) -> None:
-    """The patch kernel of colors for grey images."""
+    """Convert a patch kernel for colors to one for grey images, in place of `state`. Raises WeightsError if it has no bias."""
     config = model.config
     if PATCH_BIAS not in state and (len(set(config.channel_mean)) > 1 or config.patch_norm == "around"):
-        raise WeightsError(f"{path}: its patch kernel has no bias, which would take up the means of its colors: use 3 channels")
+        raise WeightsError(f"{path}: its patch kernel cannot be converted to grey images, because it has no bias to absorb the "
+                           "means of its colors. Use 3 channels")
     bias = state.get(PATCH_BIAS, state[PATCH_KERNEL].new_zeros(len(state[PATCH_KERNEL])))
     state[PATCH_KERNEL], bias = fold_channels(state[PATCH_KERNEL], bias, config)
     if PATCH_BIAS in state:
         state[PATCH_BIAS] = bias
 
 
-def _initial(name: str, model: ImageTransformer) -> Tensor:
-    """The initial values of a parameter that a new task brings: zero heads and biases, norms that change nothing, and the query
-    and the matrices of pooling by attention as SigLIP's."""
+def _initial_value(name: str, model: ImageTransformer) -> Tensor:
+    """Return the initial value of a parameter that the file lacks.
+
+    Heads and biases are zero, norms are the identity; the query and the matrices of pooling by attention are as SigLIP's.
+    """
     value = torch.zeros(model.get_parameter(name).shape)
     if name.endswith("norm.weight"):
         return value.fill_(1.0)
@@ -148,13 +155,15 @@ def _initial(name: str, model: ImageTransformer) -> Tensor:
 
 
 def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadReport) -> Callable[[], Tensor]:
-    """-> what reads the arrays of one row and converts them, to memory of its own. Shapes are compared here, from the
-    headers: those of all rows before anything is read."""
+    """Compare the shapes of one row of the table, and return the function that reads its arrays and converts them.
+
+    That function returns new memory. Raises WeightsError if a shape does not fit.
+    """
     ours, sources, conversion = row
     if conversion == "position":
         return _plan_positions(layout, row, model, report)
     if conversion == "sincos":
-        report.notes.append("positions computed, as its program does: sines and cosines")
+        report.notes.append("positions computed from sines and cosines, as its program does")
         return lambda: sincos_positions(model.grid, model.config.hidden_size)
     if conversion == "fold":
         return _plan_fold(layout, row, model, report)
@@ -181,7 +190,7 @@ def _plan_read(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
 
 
 def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
-    """The value. Raises WeightsError with the name of an array that holds NaN or infinity: it would be trained on in silence."""
+    """Return the value. Raises WeightsError with its name if it holds NaN or infinity, which training would not report."""
     if not value.sum().isfinite() and not (finite := value.isfinite()).all():      # a sum is faster, and may overflow
         raise WeightsError(f"{path}: {int((~finite).sum())} of the {value.numel()} numbers of {name} are not finite (NaN or "
                            "infinity): its run diverged. Use an earlier checkpoint")
@@ -189,7 +198,7 @@ def checked_finite(value: Tensor, name: str, path: object) -> Tensor:
 
 
 def check_finite(checkpoint: OpenedCheckpoint) -> None:
-    """Reads every array of the file, one by one. Raises WeightsError for the first that is not finite, or is damaged."""
+    """Read every array of the file, one by one. Raises WeightsError for the first one that is not finite or is damaged."""
     for name in checkpoint.file.names:
         checked_finite(checkpoint.file.read(name), name, checkpoint.path)
 
@@ -199,13 +208,13 @@ def _shapes_in_file(parameter: Tensor, conversion: str, model: ImageTransformer)
     return [tuple(CONVERSIONS[conversion].to_file(blank, model, part).shape) for part in range(parts)]
 
 
-# Arrays of a file that are one parameter, where it is not one.
+# The number of arrays in a file that make up one parameter; 1 for other conversions.
 PARTS = {"qkv": 3, "qkv_bias": 3, "join": 3, "halves": 2, "kv": 2, "kv_bias": 2}
 
 
 def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report: LoadReport) -> str:
     if ours == PATCH_KERNEL and layout.kernel()[1] == 1 != model.config.in_channels:
-        return "it is of a model of grey images: use --in_channels 1"
+        return "it belongs to a model for grey images: use --in_channels 1"
     if model.config.in_channels == 1 and ours.endswith("stem.conv.weight"):
         return ("a hybrid's first kernel cannot be summed over the channels, because its weights are standardized: "
                 "use a model without a ResNet, or 3 channels")
@@ -213,13 +222,14 @@ def _advise_on_shape(ours: str, layout: Layout, model: ImageTransformer, report:
 
 
 def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: LoadReport) -> Callable[[], Tensor]:
-    """-> what reads them: (1, prefix + h * w, D) of the model's own grid"""
+    """Return the function that reads the position table, (1, prefix + h * w, D), resized to the model's grid."""
     (source,), run = row.sources, layout.file.run
     shape, folded = layout.shape(source), int(layout.folded)
     prefix = model.pos_embed.shape[1] - math.prod(model.grid)
     patches = shape[1] - folded - prefix if len(shape) == 3 else 0
-    grid = _grid_of_run(run, patches) if run else _said_grid(layout.file.described.row, model, patches) or _square_grid(patches)
-    if grid is None and not run and patches == math.prod(model.grid):          # of the images that whoever names the model names
+    grid = (_grid_of_run(run, patches) if run else
+            _grid_of_config(layout.file.described.row, model, patches) or _square_grid(patches))
+    if grid is None and not run and patches == math.prod(model.grid):          # not square, but it fits the requested img_size
         grid = model.grid
     bare = grid is None and layout.bare_positions and len(shape) == 3
     if bare:
@@ -233,7 +243,7 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
 
     def read() -> Tensor:
         table = checked_finite(layout.read_view(source).clone(), source, layout.file.path)
-        if bare:                                              # the tokens before the patches get no position
+        if bare:                                              # the tokens before the patches have no position
             table = torch.cat([table.new_zeros(1, prefix, shape[2]), table], dim=1)
         return resize_positions(table[:, folded:], grid, model.grid, model.config.position_resize)
 
@@ -241,13 +251,13 @@ def _plan_positions(layout: Layout, row: Row, model: ImageTransformer, report: L
 
 
 def _plan_fold(layout: Layout, row: Row, model: ImageTransformer, report: LoadReport) -> Callable[[], Tensor]:
-    """-> what reads the cls token, and adds the first row of the table of positions"""
+    """Return the function that reads the cls token and adds the first row of the position table to it."""
     shapes, size = [layout.shape(source) for source in row.sources], tuple(model.cls_token.shape)
     if shapes[0] != size or len(shapes[1]) != 3 or shapes[1][2] != size[2]:
         raise WeightsError(f"{layout.file.path}: {row.sources[0]} {shapes[0]} and {row.sources[1]} {shapes[1]} do not fit the "
                            f"model's {row.parameter} {size}; {advise(layout, model, report)}")
     report.used.append(row.parameter)
-    report.notes.append("the position of the cls token added to it")
+    report.notes.append("the cls token includes its position")
 
     def read() -> Tensor:
         token, table = (checked_finite(layout.read_view(source).clone(), source, layout.file.path) for source in row.sources)
@@ -257,13 +267,13 @@ def _plan_fold(layout: Layout, row: Row, model: ImageTransformer, report: LoadRe
 
 
 def _square_grid(patches: int) -> tuple[int, int] | None:
-    """The grid of every file that does not name its own."""
+    """Return the square grid of so many patches, or None if their number is not a square."""
     side = math.isqrt(max(patches, 0))
     return (side, side) if side > 0 and side * side == patches else None
 
 
-def _said_grid(row: dict, model: ImageTransformer, patches: int) -> tuple[int, int] | None:
-    """The grid of a file beside which a config.json names the size of the images."""
+def _grid_of_config(row: dict, model: ImageTransformer, patches: int) -> tuple[int, int] | None:
+    """Return the grid for the image size of the file's config.json, or None if it does not give so many patches."""
     size = row.get("img_size", 0)
     height, width = (size, size) if isinstance(size, int) else size
     grid = height // stride(model.config), width // stride(model.config)
@@ -271,7 +281,7 @@ def _said_grid(row: dict, model: ImageTransformer, patches: int) -> tuple[int, i
 
 
 def _grid_of_run(run: dict, patches: int) -> tuple[int, int] | None:
-    """The grid of one of our own checkpoints, from its image size."""
+    """Return the grid for the image size of one of our own checkpoints, or None if it does not give so many patches."""
     try:
         size, step = run["config"]["img_size"], stride(SimpleNamespace(**run["architecture"]))
         height, width = (size, size) if isinstance(size, int) else size

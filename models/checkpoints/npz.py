@@ -1,7 +1,7 @@
 """Reads .npz archives of plain numeric arrays.
 
-`numpy.load` runs the code of pickled objects and trusts the size in a header. Here the directory of the archive
-and the header of an array must agree before memory is taken for it; members are read one by one, when they are asked for.
+`numpy.load` runs the code of pickled objects and trusts the size in a header. Here memory is allocated for an array only if its
+header agrees with the directory of the archive; members are read one by one, on request.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from .first_look import report_damage
 from .zip_archive import DAMAGE, Archive
 
 MAX_RATIO = 100          # unpacked / packed; weights hardly shrink, and the largest measured here is below 10
-RATIO_FREE_BYTES = 1 << 24   # arrays of zeros (a head) shrink a lot: below this size a member may
+RATIO_FREE_BYTES = 1 << 24   # no limit for smaller members: arrays of zeros (a head) shrink a lot
 MAX_HEADER = 4096
-HEADER_DAMAGE = (*DAMAGE, TypeError, SyntaxError, tokenize.TokenError, MemoryError)      # what numpy raises, too
-# numpy has no bfloat16: JAX's arrays of it are saved as two bytes of nothing in particular.
+HEADER_DAMAGE = (*DAMAGE, TypeError, SyntaxError, tokenize.TokenError, MemoryError)      # numpy's parser raises these too
+# numpy has no bfloat16: JAX's arrays of that type are saved as two bytes of void.
 BFLOAT16 = np.dtype("V2")
 
 
@@ -30,20 +30,20 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype
-    offset: int          # where in the member the data begin
+    offset: int          # of the data in the member, in bytes
 
 
 class NpzFile:
-    """`names`, `shape(name)`, `read_array(name)` of an archive, by any number of threads. Raises WeightsError (one line)."""
+    """An open archive: `names`, `shape(name)`, `read_array(name)`; safe for several threads. Raises WeightsError (one line)."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._buffers = threading.local()
         self._headers: dict[str, Header] = {}
-        self._parsing = threading.Lock()             # Python 3.11 may raise SystemError where several threads parse at once
+        self._parsing = threading.Lock()             # Python 3.11 may raise SystemError if several threads parse at once
         with contextlib.ExitStack() as opened, report_damage(path, "not a readable .npz archive"):
             self._archive = Archive(opened.enter_context(open(self.path, "rb")))
-            if not self._archive.members:                # or the end of another archive was written over this one's
+            if not self._archive.members:                # an empty archive, or its end was overwritten by another's
                 raise ValueError("no members")
             self._members = {name.removesuffix(".npy"): info for name, info in self._archive.members.items()}
             for name, info in self._archive.members.items():
@@ -54,7 +54,7 @@ class NpzFile:
             self.names, self.close = list(self._members), opened.pop_all().close
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Read from the array's header; the data stay on disk."""
+        """Return the shape of an array from its header; the data stay on the disk."""
         return self._header(name).shape
 
     def _header(self, name: str) -> Header:
@@ -80,10 +80,10 @@ class NpzFile:
         return Header(shape, fortran_order, dtype, stream.tell())
 
     def read_array(self, name: str, reuse: bool = False) -> np.ndarray:
-        """The array, in the dtype and order of the file, bfloat16 as float32. The archive's CRC-32 of the member is compared.
+        """Return the array, in the dtype and order of the file, bfloat16 as float32; its CRC-32 is compared.
 
-        reuse=True: in memory that the same thread's next `read_array` with it uses again, for a caller who copies at once.
-        To fill fresh memory takes longer than to read the file.
+        reuse=True: return memory that this thread's next such call overwrites, for a caller who copies it immediately. Filling
+        fresh memory takes longer than reading the file.
         """
         header, info = self._header(name), self._members[name]
         try:
@@ -97,6 +97,6 @@ class NpzFile:
         array = data[header.offset:].view("<u2" if header.dtype == BFLOAT16 else header.dtype)
         if header.dtype == BFLOAT16:             # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        if not array.flags.aligned:              # numpy's own headers end on a multiple of 64
+        if not array.flags.aligned:              # not written by numpy, whose headers end on a multiple of 64
             array = array.copy()
         return array.reshape(header.shape, order="F" if header.fortran_order else "C")

@@ -1,4 +1,4 @@
-"""A checkpoint that is opened once: read, verified and parsed, then handed to whoever asks about it or fills a model from it."""
+"""A checkpoint that is opened once: read, verified and parsed, then passed to all functions that need it."""
 
 import contextlib
 import functools
@@ -14,14 +14,13 @@ from .infer import candidates, infer_row, is_plain
 from .layout import Layout
 from .layouts import TIMM_ROW, detect_layout
 
-OF_BASE = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "position_resize")       # of COMPUTED: what no file has
+OF_BASE = ("gelu", "norm_eps", "rope", "rope_grid", "pool_heads", "position_resize")       # keys of COMPUTED that no array shows
 
 
 class OpenedCheckpoint(contextlib.AbstractContextManager):
-    """A published checkpoint, a file of timm or transformers, or a checkpoint of one of our runs, to be handed to whoever needs
-    it: nobody opens it again.
+    """A published checkpoint, a file of timm or transformers, or a checkpoint of one of our runs, opened once for all uses.
 
-    Arrays are read when a model is filled. Close it, or use it as a context manager. Raises WeightsError.
+    Arrays are read when they are loaded into a model. Close it, or use it as a context manager. Raises WeightsError.
     """
 
     _expected: tuple = ()
@@ -31,8 +30,10 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
         self.path: Path = self.file.path
 
     def expect(self, size: int | tuple[int, int], positions: str) -> None:
-        """What whoever names the row says of a file that does not: which images its table may be of, if its positions are such.
-        Of a size that fits no table it says nothing: then images of another are wanted."""
+        """Set the image size and kind of positions that the caller's row has, to interpret a position table that fits them.
+
+        Ignored if the file states its image size, or if its table has another number of positions.
+        """
         if "img_size" not in self.file.described.row:
             self._expected = size, positions
             self.__dict__.pop("row", None), self.__dict__.pop("computed", None)
@@ -44,12 +45,12 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @property
     def step(self) -> int | None:
-        """Of the run that wrote the file, as `settings`."""
+        """The step at which a run wrote the file; None for a file of another program."""
         return self.file.run["step"] if self.file.run else None
 
     @property
     def class_names(self) -> list[str] | None:
-        """By label: of a run of ours, or of a config.json beside the weights that has as many as the head; else None."""
+        """Names by label, of a run of ours or of a config.json with as many names as the head has classes; else None."""
         if self.file.run:
             return list(self.file.run["classes"])
         names = self.file.described.classes
@@ -59,17 +60,17 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @property
     def view(self) -> dict:
-        """How images are read, resized and evaluated (flags), as far as a config.json beside the weights says so."""
+        """How images are read, resized and evaluated (flags), as far as the config.json next to the weights says."""
         return dict(self.file.described.view)
 
     @property
     def untaken(self) -> dict[str, str]:
-        """What is said there and no flag can say, in words by flag."""
+        """What that config.json says and no flag can express, in words by flag."""
         return dict(self.file.described.untaken)
 
     @property
     def tells_mean(self) -> bool:
-        """Whether mean and standard deviation of the images are known: Google's files all have 0.5."""
+        """Whether mean and standard deviation of the images are known; all of Google's files use 0.5."""
         return "mean" in self.computed or self.is_google
 
     @property
@@ -79,52 +80,52 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def computed(self) -> dict:
-        """Those of COMPUTED that are known: of our own runs, of the program that wrote the file, of its config.json."""
-        said = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
+        """The keys of COMPUTED that are known from our own run, or from the program that wrote the file and its config.json."""
+        known = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
-                 for key, value in said.items() if key in COMPUTED}
+                 for key, value in known.items() if key in COMPUTED}
         for key in ("mean", "std"):
             value = found.get(key, (1.0,))
             if not (isinstance(value, tuple) and len(value) in (1, 3)
                     and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
                     and (key == "mean" or all(number > 0 for number in value))):
-                raise WeightsError(f"{self.path}: its {key} of the images is no number, or not one a channel")
+                raise WeightsError(f"{self.path}: its {key} of the images must be one number for each channel")
         if not self.file.run and self.row["resnet_layers"] is None:
             found.pop("resnet_style", None)
         of_ours = self.file.run or self.file.described.own
-        if len(found.get("mean", ())) == 1 and not of_ours:             # of grey images: a row has its own
+        if len(found.get("mean", ())) == 1 and not of_ours:             # for grey images, resolve_row averages the row's
             found.pop("mean"), found.pop("std", None)
         return found
 
     @property
     def _of_program(self) -> dict:
-        """What the program computes in every plain encoder. It computes other kinds in more than one way: the row says how."""
-        row, said = self.layout.program_row, self.file.described
-        plain = row is not TIMM_ROW or (is_plain(self.row) and not said.base)
+        """What the program always computes; for encoders that are not plain, the row decides about GELU and eps."""
+        row, described = self.layout.program_row, self.file.described
+        plain = row is not TIMM_ROW or (is_plain(self.row) and not described.base)
         return row if plain else {key: value for key, value in row.items() if key not in ("gelu", "norm_eps")}
 
     @property
     def _of_base(self) -> dict:
-        """What the model computes that a config.json names, or the name of the file whose arrays it has."""
-        said = self.file.described
-        if said.base not in FAMILIES or (said.by_name and said.base not in candidates(self.row, FAMILIES)):
+        """What the model computes that a config.json names, or that the file's name names if the arrays fit it."""
+        described = self.file.described
+        if described.base not in FAMILIES or (described.by_name and described.base not in candidates(self.row, FAMILIES)):
             return {}
-        return {key: value for key, value in FAMILIES[said.base].items() if key in OF_BASE}
+        return {key: value for key, value in FAMILIES[described.base].items() if key in OF_BASE}
 
     @property
     def own_row(self) -> dict:
-        """The keys of its row that an export of ours says; {} for any other file, and for older exports, which say less."""
-        said = self.file.described
-        return dict(said.row) if said.own and "hidden_size" in said.row else {}
+        """The keys of the row in an export of ours; {} for other files, and for older exports, which contain less."""
+        described = self.file.described
+        return dict(described.row) if described.own and "hidden_size" in described.row else {}
 
     @functools.cached_property
     def row(self) -> dict:
-        """The keys of a model's row that names and shapes tell, and `img_size`; `num_heads` where the file says it."""
-        said = self.file.described
-        found = infer_row(self.layout, *([said.row["img_size"]] if "img_size" in said.row else self._expected))
-        heads = said.heads(found["hidden_size"])
+        """The keys of a model's row that names and shapes determine, with `img_size`, and `num_heads` if the file states it."""
+        described = self.file.described
+        found = infer_row(self.layout, *([described.row["img_size"]] if "img_size" in described.row else self._expected))
+        heads = described.heads(found["hidden_size"])
         found |= {"num_heads": heads} if heads else {}
-        return found | {key: value for key, value in said.row.items() if key == "img_size"}
+        return found | {key: value for key, value in described.row.items() if key == "img_size"}
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -132,14 +133,14 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @property
     def head_classes(self) -> int:
-        """How many classes the head has, from its shapes. Raises WeightsError for a file without a head."""
+        """The number of classes of the head, from its shapes. Raises WeightsError for a file without a head."""
         if not (self.layout.has("head.weight") and self.layout.has("head.bias")):
-            raise WeightsError(f"{self.path}: holds no head to keep")
+            raise WeightsError(f"{self.path}: has no head to keep")
         return self.layout.outputs("head")
 
     @property
     def representation_size(self) -> int:
-        """Width of the pre_logits layer; 0 without one."""
+        """The width of the pre_logits layer; 0 without one."""
         return self.layout.outputs("pre_logits.fc") if self.layout.has("pre_logits.fc.bias") else 0
 
     def close(self) -> None:
@@ -153,17 +154,17 @@ Source = str | Path | OpenedCheckpoint
 
 
 def opened(path: Source) -> contextlib.AbstractContextManager[OpenedCheckpoint]:
-    """One that was opened before stays open."""
+    """Open a checkpoint for a `with` block; one that was opened before stays open after it."""
     return contextlib.nullcontext(path) if isinstance(path, OpenedCheckpoint) else OpenedCheckpoint(path)
 
 
 def run_settings(path: Source) -> dict | None:
-    """The configuration of the run that wrote a checkpoint; None for a file of another program. Raises WeightsError."""
+    """Return the configuration of the run that wrote a checkpoint; None for a file of another program. Raises WeightsError."""
     with opened(path) as checkpoint:
         return checkpoint.settings
 
 
 def checkpoint_head(path: Source) -> tuple[int, int]:
-    """(classes, width of pre_logits or 0) of a file that load_pretrained reads, from shapes alone. Raises WeightsError."""
+    """Return (number of classes, width of pre_logits or 0) of a file, from its shapes. Raises WeightsError."""
     with opened(path) as checkpoint:
         return checkpoint.head_classes, checkpoint.representation_size

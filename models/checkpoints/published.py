@@ -1,9 +1,11 @@
-"""Published checkpoints by name: found in ./checkpoint, or downloaded into it.
+"""Finds published checkpoints by name in ./checkpoint, and downloads the missing ones into it.
 
 Google's files (google-research/vision_transformer, README) are at https://storage.googleapis.com/vit_models, those of DeiT,
 DeiT III, CaiT, MAE and DINOv2 (facebookresearch/deit, /mae and /dinov2, READMEs) at https://dl.fbaipublicfiles.com, all others on
-the Hugging Face hub (hub.py). MODEL_ZOO.md lists them. VIT_CHECKPOINT_URL and VIT_META_URL name other servers with the same trees
-(mirrors), VIT_CHECKPOINT_DIR another folder than ./checkpoint.
+the Hugging Face hub (hub.py). MODEL_ZOO.md lists them.
+
+    VIT_CHECKPOINT_URL, VIT_META_URL    other servers with the same files (mirrors)
+    VIT_CHECKPOINT_DIR                  another folder than ./checkpoint
 """
 
 import csv
@@ -16,7 +18,7 @@ from models.errors import WeightsError
 from models.families import unbuilt
 
 from . import hub
-from .described import is_weights_folder, weights_in
+from .described import WEIGHTS, is_weights_folder, weights_in
 from .download import check_reachable, download
 
 GOOGLE, META = "https://storage.googleapis.com/vit_models", "https://dl.fbaipublicfiles.com"
@@ -27,17 +29,17 @@ PUBLISHED = {
     "imagenet21k": [*VIT_2020, "ViT-H_14", "R26+ViT-B_32", "R50+ViT-L_32"],
     "imagenet21k+imagenet2012": [*VIT_2020, "ViT-B_16-224", "ViT-L_16-224"],
     "sam": ["ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-S_16"],
-    # No list of this folder is public: issue 223 there speaks of ViT-B_16.npz, the README of names with the ending.
+    # No list of this folder is public: issue 223 there mentions ViT-B_16.npz, the README mentions names with the ending.
     "gsam": [*VIT_GSAM, *[f"{name}-gap-norep" for name in VIT_GSAM]],
 }
-# AugReg has over 50,000 files; their names hold the settings they were trained with. The size alone means the file
-# that Google's code recommends for it, by the table in the same folder.
+# AugReg has over 50,000 files; their names contain the settings of their training. A size without settings means the file that
+# Google's code recommends for it, according to the table in the same folder.
 AUGREG_SIZE = re.compile(r"Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32")
 AUGREG = re.compile(rf"({AUGREG_SIZE.pattern})-[a-zA-Z0-9._-]+")
 AUGREG_TABLE = "augreg/index.csv"
 
-# Meta's, by folder and name: the file on its server, and the first digits of the file's checksum where they are public
-# (DeiT: in its name, which may be given without them; MAE: in the README).
+# Meta's files, by folder and name: (file on its server, first digits of its checksum if they are public). DeiT has them in its
+# names, which may be typed without them; MAE in its README.
 META_FILES = {
     "deit": {file: (f"deit/{file}.pth", f"sha256:{file.rpartition('-')[2]}") for file in (
         "deit_tiny_patch16_224-a1311bcf",
@@ -69,18 +71,18 @@ META_FILES = {
                for registers in ("", "_reg4") for model in map("dinov2_vit{}14".format, "sblg")},
 }
 
-# How those who published them see images, by folder (flags): Google squeezes the whole image (vit_jax/input_pipeline.py).
+# How the publishers resize images for evaluation, by folder (flags). Google squeezes the whole image
+# (vit_jax/input_pipeline.py).
 SQUEEZED = {"interpolation": "bilinear", "eval_crop": 0.0}
 VIEWS = {**dict.fromkeys((*PUBLISHED, "augreg"), SQUEEZED), "deit": {"interpolation": "bicubic", "eval_crop": 0.875},
          "cait": {"interpolation": "bicubic", "eval_crop": 1.0}, "mae": {"interpolation": "bicubic", "eval_crop": 0.875},
          "deit3": {"interpolation": "bicubic", "eval_crop": 1.0}, "dinov2": {"interpolation": "bicubic", "eval_crop": 1.0}}
-# The licences of what is published there: those of its repositories, as timm's configurations of the same files say too.
+# The licenses of these folders: those of their repositories. timm's configurations of the same files say the same.
 LICENSES = {**dict.fromkeys((*PUBLISHED, "augreg", "deit", "cait", "deit3", "dinov2"), "Apache-2.0"), "mae": "CC-BY-NC-4.0"}
 
 
 def license_of(name_or_path: str | Path) -> str:
-    """Of a published name, or of its file at FOLDER/FILE, or of a repository's at ORG/NAME; "" where it is none, or none is
-    stated."""
+    """Return the license of a published name, or of a path that ends in its FOLDER/FILE or ORG/NAME/FILE; "" if unknown."""
     parts = Path(name_or_path).parts
     for last in (str(name_or_path), "/".join(parts[-2:]), "/".join(parts[-3:-1])):
         name = published_name(last)
@@ -92,30 +94,31 @@ def license_of(name_or_path: str | Path) -> str:
 
 
 def page_of_file(path: str | Path) -> str:
-    """The hub's page of the repository whose file is at ORG/NAME/FILE; "" for any other."""
+    """Return the hub's page of the repository for a path that ends in its ORG/NAME/FILE; "" for any other path."""
     repository = "/".join(Path(path).parts[-3:-1])
     return hub.page_of(repository) if hub.repository_of(repository) == repository else ""
 
 
 def published_names() -> list[str]:
-    """The names; of AugReg's over 50,000 files those that a size alone stands for."""
+    """Return the published names; for AugReg, with over 50,000 files, only those of a size without settings."""
     sizes = AUGREG_SIZE.pattern.split("|")
     own = [f"{folder}/{file}" for folder, files in (PUBLISHED | {"augreg": sizes} | META_FILES).items() for file in files]
     return [*own, *dict.fromkeys(file.place for file in hub.table() if file.model and file.place)]
 
 
 def published_name(name: str) -> str | None:
-    """'ViT-B_16' -> 'imagenet21k/ViT-B_16', a name of timm's -> its repository on the hub; None for what is no published name.
+    """Return the canonical form of a published name, or None for any other text.
 
-    The name of a model means the file that it starts from. Our spelling of a hybrid (R50-ViT-B_16) is accepted beside the file's
-    (R50+ViT-B_16), a name with the file's suffix, and DeiT's without the digits.
+    'ViT-B_16' -> 'imagenet21k/ViT-B_16'; a name of timm's -> its repository on the hub. The name of a model means the file that
+    fine-tuning starts from. Also accepted are our spelling of a hybrid (R50-ViT-B_16 for R50+ViT-B_16), a name with the file's
+    suffix, and DeiT's names without the digits.
     """
     known = hub.published_file(name)
     return _own_name(name) or (known.place or known.name if known else hub.repository_of(name))
 
 
 def _own_name(name: str) -> str | None:
-    """Of a file of Google's or Meta's server: FOLDER/FILE."""
+    """Return the canonical FOLDER/FILE of a file on Google's or Meta's server, or None."""
     folder, _, file = name.rpartition("/")
     if folder in META_FILES:
         file = file.removesuffix(".pth")
@@ -129,14 +132,14 @@ def _own_name(name: str) -> str | None:
 
 
 def published_view(path: Path) -> dict:
-    """How the publisher evaluates the file at FOLDER/FILE (flags); {} for any other file."""
+    """Return how the publisher resizes images for the file at a path FOLDER/FILE (flags); {} for any other file."""
     name = _own_name("/".join(path.parts[-2:]))
     view = dict(VIEWS[name.partition("/")[0]]) if name and path.parent.name in VIEWS else {}
     return view | ({"eval_crop": 0.9} if name and re.fullmatch(r"deit3/.*_224_1k", name) else {})
 
 
 def published_url(name: str) -> str:
-    """Of a canonical name. An AugReg size alone has none: the table names its file."""
+    """Return the URL of a canonical name; not of an AugReg size without settings, whose file the table names."""
     folder, _, file = name.partition("/")
     if folder in META_FILES:
         return f"{os.environ.get('VIT_META_URL', META).rstrip('/')}/{META_FILES[folder][file][0]}"
@@ -145,12 +148,14 @@ def published_url(name: str) -> str:
 
 def _google_url(file: str) -> str:
     server = os.environ.get("VIT_CHECKPOINT_URL", GOOGLE).rstrip("/")
-    return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which is a space in some servers
+    return f"{server}/{urllib.parse.quote(file)}"              # quotes the plus, which some servers read as a space
 
 
 def require_published(text: str | Path) -> str:
-    """The canonical form of a published name. Raises WeightsError for any other text."""
+    """Return the canonical form of a published name. Raises WeightsError for any other text."""
     name, tables = published_name(str(text)), PUBLISHED | META_FILES
+    if name is None and Path(text).is_dir():
+        raise WeightsError(f"{text}: a folder without weights: none of {', '.join(WEIGHTS)} is in it")
     _refuse_unbuilt(str(text))
     folder = str(text).partition("/")[0]
     if name is None and folder in tables and str(text).count("/") == 1:
@@ -158,24 +163,23 @@ def require_published(text: str | Path) -> str:
                            f"{', '.join(tables[folder])}")
     if name is None:
         raise WeightsError(
-            f"no checkpoint at {text}, and it is no published name: those are FOLDER/FILE with FOLDER one of "
-            f"{', '.join(tables)}, augreg; names of timm's; and repositories of the hub (MODEL_ZOO.md lists them; "
-            "hf-hub:ORG/NAME means any)")
+            f"no checkpoint at {text}, and it is no published name.{hub.did_you_mean(str(text))} MODEL_ZOO.md lists the names; "
+            "hf-hub:ORG/NAME means any repository of the Hugging Face hub")
     return name
 
 
 def _refuse_unbuilt(text: str) -> None:
     if what := unbuilt(text):
-        raise WeightsError(f"{text}: it has {what}, as no model here")
+        raise WeightsError(f"{text}: it has {what}, which no model here supports")
     if (known := hub.published_file(text)) and not known.model:
-        raise WeightsError(f"{text}: its architecture is none of those here (MODEL_ZOO.md says which are)")
+        raise WeightsError(f"{text}: its architecture is not supported (MODEL_ZOO.md lists those that are)")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The local file for a path or a published name, downloading it if need be. Raises WeightsError.
+    """Return the local file for a path or a published name; download it if it is missing. Raises WeightsError.
 
-    An existing path always wins; of a folder of timm or transformers it is the file of weights. Without a folder the name means
-    imagenet21k.
+    An existing path always wins; for a folder of timm or transformers, the result is its file of weights. A file name without a
+    folder means one of imagenet21k.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
@@ -189,7 +193,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def check_published_reachable(name: str) -> None:
-    """Raises WeightsError where the file of a canonical name is neither here nor answers its server; downloads nothing."""
+    """Raise WeightsError if the file of a canonical name is missing and its server cannot be reached. Downloads nothing."""
     if _own_name(name):
         url, path, _ = _wanted(name)
         check_reachable(url, path)
@@ -203,7 +207,7 @@ def _folder() -> Path:
 
 
 def _wanted(name: str) -> tuple[str, Path, str]:
-    """(URL, place, checksum) of the file of a canonical name; of an AugReg size alone first those of the table."""
+    """Return (URL, path, checksum) of a canonical name; of AugReg's table for a size without settings, until that is here."""
     checkpoints = _folder()
     folder, _, file = name.partition("/")
     if folder in META_FILES:
@@ -213,17 +217,17 @@ def _wanted(name: str) -> tuple[str, Path, str]:
         if not table.is_file():
             return _google_url(AUGREG_TABLE), table, ""
         name = f"augreg/{recommended_file(table, file)}"
-    # A file put there by hand, as the ViT-pytorch scripts have it, can only mean the folder-less name.
+    # A file put there by hand, as for ViT-pytorch's scripts, can only be the one that the name without a folder means.
     by_hand, own_place = checkpoints / f"{file}.npz", checkpoints / f"{name}.npz"
     is_by_hand = folder == "imagenet21k" and by_hand.is_file() and not own_place.is_file()
     return published_url(name), by_hand if is_by_hand else own_place, ""
 
 
 def recommended_file(table: Path, size: str) -> str:
-    """'S_16' -> the file without its suffix: trained on ImageNet-21k, with the best accuracy on its held-out images.
+    """Return the name, without suffix, of the best file of a size such as 'S_16' that was trained on ImageNet-21k.
 
-    As Google's code chooses (vit_jax/train.py): the rows of that size with ds == i21k, the largest final_val. Raises
-    WeightsError for a table that has no such row.
+    Best is the highest accuracy on held-out images, as in Google's code (vit_jax/train.py): of the rows of that size with
+    ds == i21k, the one with the largest final_val. Raises WeightsError if the table has no such row.
     """
     best, name = -1.0, None
     try:
@@ -233,8 +237,8 @@ def recommended_file(table: Path, size: str) -> str:
                     best, name = float(row["final_val"]), row["filename"]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise WeightsError(f"{table}: not AugReg's table, or damaged ({type(error).__name__}: {error}); delete it to download it "
-                           f"again, or give the full name of a file (MODEL_ZOO.md lists some)") from error
+                           f"again, or use the full name of a file (MODEL_ZOO.md lists some)") from error
     if name is None or not AUGREG.fullmatch(name):
-        raise WeightsError(f"{table}: names no file of {size} trained on i21k; delete it to download it again, or give the full "
+        raise WeightsError(f"{table}: lists no file of {size} trained on i21k; delete it to download it again, or use the full "
                            "name of a file (MODEL_ZOO.md lists some)")
     return name

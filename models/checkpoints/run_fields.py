@@ -1,8 +1,8 @@
-"""What a checkpoint of one of our runs holds: each field, and what it must be.
+"""The fields of a checkpoint of one of our runs, and the kind of value of each.
 
-A seal tells that a file is as it was written, not who wrote it. Whoever opens one (to resume it, to start from it, to look at
-it) therefore has everything compared with this table before anything is used; what belongs to the model or to a setting is
-compared with that: `check_shapes` here, utils/training/saved_optimizer.py and utils/config/saved.py.
+A seal shows that a file is unchanged, not who wrote it. So every checkpoint is compared with this table before anything in it is
+used. Values that depend on the model or on a setting are checked by `check_shapes` here, utils/training/saved_optimizer.py and
+utils/config/saved.py.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ from models.kinds import (
 
 OWN_FORMAT, FORMAT = "vit-run-", "vit-run-1"
 AGAIN = "Use an earlier checkpoint"
-# What versions have added to this format, in their order: an older file lacks all of a version, and of those that came later.
+# The fields that later versions added to this format, in order: an older file lacks all fields of a version and those after it.
 LATER_FIELDS = (("ema",), ("world_size", "threads", "data"), ("cached",), ("rules",), ("license",))
 LATER_KEYS = (("drop_path_rate", "distilled", "class_layers", "layer_scale", "position_resize", "channel_mean", "channel_std"),
               ("sigmoid_attention",), ("norm_eps", "resnet_style"), (*PARTS, "interpolation", "eval_crop"))
-SAVED_TYPES = (torch.float32, torch.float16)                                       # of weights: utils/training/precision.py
+SAVED_TYPES = (torch.float32, torch.float16)                                       # weights: see utils/training/precision.py
 
 _WEIGHT = Kind("an array of float32 or float16",
                lambda value: isinstance(value, Tensor) and value.dtype in SAVED_TYPES and value.layout == torch.strided)
@@ -64,25 +64,26 @@ FIELDS = {
     "architecture": Record(ROW, optional=sum(LATER_KEYS, ())),
     "classes": Each(TEXT),
     "train_images": _STEP, "seconds": number(0, words="0 or more"),
-    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH), "rules": one_of(1, 2, 3),
+    "world_size": whole(1, 1 << 20), "threads": whole(0, 4096), "data": TEXT, "cached": maybe(SWITCH),
+    "rules": one_of(1, 2, 3, 4),
     "license": TEXT,
 }
-NEEDED = {"format", "model", "architecture", "classes", "config"}           # by whoever wants the weights alone
-OF_WEIGHTS = NEEDED | {"ema", "step", "train_images", "data", "license"}               # what they read, where it is there
-EMPTY = {"optimizer", "scaler", "best"}           # may be {}: of a run before its first step, without loss scaling, not evaluated
+NEEDED = {"format", "model", "architecture", "classes", "config"}           # needed to load the weights
+OF_WEIGHTS = NEEDED | {"ema", "step", "train_images", "data", "license"}               # read with the weights, if present
+EMPTY = {"optimizer", "scaler", "best"}           # may be {}: before the first step, without loss scaling, before an evaluation
 
 
 def is_run(content: Mapping) -> bool:
-    """Whether the file is of one of our runs, perhaps with a wrong format, and not of another program."""
+    """Whether one of our runs wrote the file, perhaps in another version of the format."""
     claimed = content.get("format")
     return (isinstance(claimed, str) and claimed.startswith(OWN_FORMAT)) or 2 * len(FIELDS.keys() & content.keys()) > len(FIELDS)
 
 
 def check_run(content: object, path: str | Path, weights_alone: bool = False) -> None:
-    """Raises WeightsError unless every field is there and of its kind, and they agree with each other.
+    """Raise WeightsError unless all fields are there, are of their kind and agree with each other.
 
-    weights_alone: others than those of NEEDED may be missing, since people take the optimizer's state out of what they pass on,
-    and those that are not of OF_WEIGHTS may be anything: only a resumed run reads them.
+    weights_alone: only the fields in NEEDED must be there, since people remove the optimizer's state before they share a file;
+    fields outside OF_WEIGHTS may be anything, as only a resumed run reads them.
     """
     if not isinstance(content, dict) or not FIELDS["format"].holds(content.get("format")):
         raise WeightsError(f"{path}: not a checkpoint of this version of the program (format {FORMAT})")
@@ -97,17 +98,17 @@ def check_run(content: object, path: str | Path, weights_alone: bool = False) ->
 
 
 def _disagreement(content: Mapping) -> str:
-    """What the weights, the settings and the architecture do not agree on, or ''. Each is of its kind."""
+    """Return how the weights, the settings and the architecture contradict each other, or ''. Each must be of its kind."""
     if missing := _missing(content["architecture"], LATER_KEYS):
         return f"architecture lacks {missing}"
     averaged, decay = bool(content.get("ema")), content["config"].get("ema_decay")
     if averaged != bool(decay):
-        return f"the file has {'' if averaged else 'no '}averaged weights, ema_decay is {brief(decay)}"
+        return f"the file has {'' if averaged else 'no '}averaged weights, but ema_decay is {brief(decay)}"
     return "" if content["classes"] else "the file has no classes"
 
 
 def _contradiction(content: Mapping) -> str:
-    """What the other fields do not agree on, or ''."""
+    """Return how the other fields contradict each other, or ''."""
     if missing := _missing(content, LATER_FIELDS):
         return f"the file lacks {missing}"
     step, updates, skips, before = *(content[name] for name in ("step", "updates", "skips")), content["first"].get("attention")
@@ -116,16 +117,16 @@ def _contradiction(content: Mapping) -> str:
     if content["scaler"] and content["scaler"]["_growth_tracker"] > updates:
         return f"scaler has counted {content['scaler']['_growth_tracker']} updates of {updates}"
     if content["best"] and content["best"]["step"] > step:
-        return f"best is of step {content['best']['step']}, the file of step {step}"
+        return f"best is from step {content['best']['step']}, but the file from step {step}"
     if before is not None and not _shows_images(before, len(content["classes"])):
         return "the arrays of first.attention do not fit its names and the classes"
     return ""
 
 
-def _missing(there: Mapping, versions: tuple) -> str:
-    """A key that is not there though another of its version, or of a later one, is; or ''."""
-    last = max((number for number, keys in enumerate(versions) if any(key in there for key in keys)), default=-1)
-    return next((key for keys in versions[:last + 1] for key in keys if key not in there), "")
+def _missing(present: Mapping, versions: tuple) -> str:
+    """Return a missing key, if another key of its version or of a later one is present; or ''."""
+    last = max((number for number, keys in enumerate(versions) if any(key in present for key in keys)), default=-1)
+    return next((key for keys in versions[:last + 1] for key in keys if key not in present), "")
 
 
 def _shows_images(before: Mapping, classes: int) -> bool:
@@ -135,18 +136,18 @@ def _shows_images(before: Mapping, classes: int) -> bool:
 
 
 def lacking(content: Mapping) -> list[str]:
-    """The fields and keys that the file was written without, because the program did not have them then."""
-    return [key for there, versions in ((content, LATER_FIELDS), (content["architecture"], LATER_KEYS))
-            for key in sum(versions, ()) if key not in there]
+    """Return the fields and keys that the version which wrote the file did not have."""
+    return [key for present, versions in ((content, LATER_FIELDS), (content["architecture"], LATER_KEYS))
+            for key in sum(versions, ()) if key not in present]
 
 
 def check_shapes(shapes: Mapping[str, tuple], model: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises WeightsError unless names and shapes are those of the model's state dict."""
+    """Raise WeightsError unless names and shapes are those of the model's state dict."""
     missing, unknown = model.keys() - shapes.keys(), shapes.keys() - model.keys()
     if missing or unknown:
         which, names = ("lack", missing) if missing else ("have", unknown)
         raise WeightsError(f"{path}: its weights {which} {named(min(names))}: they do not fit its architecture. {AGAIN}")
     for name, parameter in model.items():
         if tuple(shapes[name]) != tuple(parameter.shape):
-            raise WeightsError(f"{path}: {name} has shape {brief(tuple(shapes[name]))}, in its architecture "
+            raise WeightsError(f"{path}: {name} has shape {brief(tuple(shapes[name]))}, but its architecture needs "
                                f"{brief(tuple(parameter.shape))}. {AGAIN}")

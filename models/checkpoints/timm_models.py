@@ -1,8 +1,8 @@
-"""Which of timm's models computes what a model of ours does, with which arguments, and what it calls the arrays.
+"""Finds timm's model that computes what a model of ours does, with its arguments and its names of the arrays.
 
 Checked with timm 1.0.31 (vision_transformer.py, eva.py). VisionTransformer has our names; Eva, which rotates queries and keys,
-has others. model_args of a config.json can set every argument of the two but functions: the eps of norms, Eva's kind of norm and
-the class of a gated MLP come with the name (KINDS).
+has others. model_args of a config.json can set every argument of the two except functions: only the name determines the eps of
+norms, Eva's kind of norm and the class of a gated MLP (KINDS).
 """
 
 import math
@@ -16,16 +16,18 @@ from .hub import table
 
 
 class Kind(NamedTuple):
-    """What timm's names decide. names: by patch, width and blocks; a model of other sizes takes the first, and has arguments for
-    them."""
+    """What the name of a model determines in timm.
+
+    names: by patch, width and blocks. A model of other sizes gets the first, and arguments for its sizes.
+    """
 
     names: dict[tuple[int, int, int], str]
-    norms: tuple[str, ...] = ("layer", "rms")       # keys `norm`, `norm_eps` and `mlp` of a row
+    norms: tuple[str, ...] = ("layer", "rms")       # possible values of `norm`
     eps: float = 1e-6
-    mlps: tuple[str, ...] = ("plain",)
-    eva: bool = False
-    rope: str = ""                                  # whose rotary positions it has, where arguments do not say otherwise
-    scaled: bool = False                            # it brings factors of the branches, which no argument takes away
+    mlps: tuple[str, ...] = ("plain",)              # possible values of `mlp`
+    eva: bool = False                               # whether timm's class is Eva
+    rope: str = ""                                  # rotary positions that arguments do not need to set
+    scaled: bool = False                            # it has LayerScale, which no argument can remove
 
 
 PLAIN = Kind({
@@ -33,7 +35,7 @@ PLAIN = Kind({
     (32, 384, 12): "vit_small_patch32_224", (8, 768, 12): "vit_base_patch8_224", (32, 768, 12): "vit_base_patch32_224",
     (16, 1024, 24): "vit_large_patch16_224", (32, 1024, 24): "vit_large_patch32_224", (14, 1280, 32): "vit_huge_patch14_224"})
 PACKED = Kind({(14, 1536, 40): "vit_giant_patch14_dinov2"}, mlps=("swiglu",))
-APART = Kind({(14, 1024, 24): "aimv2_large_patch14_224", (14, 1536, 24): "aimv2_huge_patch14_224",
+SPLIT = Kind({(14, 1024, 24): "aimv2_large_patch14_224", (14, 1536, 24): "aimv2_huge_patch14_224",
               (14, 2048, 24): "aimv2_1b_patch14_224", (14, 3072, 24): "aimv2_3b_patch14_224"}, ("rms",), 1e-5, ("swiglu",))
 BOTH = ("plain", "swiglu")
 KINDS = (
@@ -42,7 +44,7 @@ KINDS = (
           (14, 1024, 24): "vit_large_patch14_clip_224", (14, 1280, 32): "vit_huge_patch14_clip_224",
           (14, 1408, 40): "vit_giant_patch14_clip_224", (14, 1664, 48): "vit_gigantic_patch14_clip_224"}, ("layer",), 1e-5),
     PACKED,
-    APART,
+    SPLIT,
     Kind({(14, 192, 12): "eva02_tiny_patch14_224", (14, 384, 12): "eva02_small_patch14_224",
           (14, 768, 12): "eva02_base_patch14_224", (14, 1024, 24): "eva02_large_patch14_224",
           (16, 768, 12): "eva02_base_patch16_clip_224"}, ("layer",), 1e-6, BOTH, True, "eva"),
@@ -55,57 +57,59 @@ KINDS = (
 )
 POOLS = {"token": "token", "attention": "map"}                       # timm's global_pool by `classifier`; else the mean
 ACTS = {"erf": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-# What names of Eva's blocks are otherwise, and where it has several arrays for one.
+# Our names in a block -> Eva's other names, and its several arrays for one of ours.
 EVA = {"ls1.gamma": ("gamma_1",), "ls2.gamma": ("gamma_2",), "attn.qkv.q_bias": ("attn.q_bias",),
        "attn.qkv.v_bias": ("attn.v_bias",)}
-QKV_APART = {"attn.qkv.weight": tuple(f"attn.{part}_proj.weight" for part in "qkv"), "attn.qkv.q_bias": ("attn.q_proj.bias",),
+QKV_SPLIT = {"attn.qkv.weight": tuple(f"attn.{part}_proj.weight" for part in "qkv"), "attn.qkv.q_bias": ("attn.q_proj.bias",),
              "attn.qkv.v_bias": ("attn.v_proj.bias",)}
-GATE_APART = {f"mlp.fc1.{kind}": (f"mlp.fc1_g.{kind}", f"mlp.fc1_x.{kind}") for kind in ("weight", "bias")}
+GATE_SPLIT = {f"mlp.fc1.{kind}": (f"mlp.fc1_g.{kind}", f"mlp.fc1_x.{kind}") for kind in ("weight", "bias")}
 
 
 # ----------------------------------------------------------------------------------------------------------- which
 
 
 def kind_of(config) -> Kind | str:
-    """The kind that holds the model, one of its eps where there is any; or in words what none does."""
+    """Return the kind that can express the model, preferably with its eps; or say in words what no kind can."""
     if config.class_layers or config.distilled or config.resnet_layers is not None:
         return _whats_missing(config, PLAIN) or PLAIN
-    held = [kind for kind in KINDS if not _whats_missing(config, kind)]
-    if held:
-        return min(held, key=lambda kind: (kind.eps != config.norm_eps, kind.eva, kind.rope != config.rope))
+    fitting = [kind for kind in KINDS if not _whats_missing(config, kind)]
+    if fitting:
+        return min(fitting, key=lambda kind: (kind.eps != config.norm_eps, kind.eva, kind.rope != config.rope))
     rotates = bool(config.rope) or config.qkv_bias == "qv"
     faults = (_whats_missing(config, kind) for kind in KINDS if kind.eva == rotates and config.mlp in kind.mlps)
     return next(faults)
 
 
 def name_of(config, kind: Kind) -> str:
-    """timm's name of a model of that kind, the one of its sizes where there is one."""
+    """Return timm's name of a model of that kind, the one for its sizes if there is one."""
     return kind.names.get((config.patch_size, config.hidden_size, config.num_layers), next(iter(kind.names.values())))
 
 
 def published_name_of(config, row: str, pixels: int) -> str:
-    """timm's name of the weights of a row of models/families.py, of several the one for images of that side; "" where the model
-    is not what that name decides, or there is none."""
+    """Return timm's name of the weights of a row of models/families.py, preferably of those for images of that side.
+
+    "" if there are none, or if the model differs from what that name determines.
+    """
     kind, published = kind_of(config), FAMILIES.get(row)
     if published is None or kind != kind_of(published):
         return ""
-    if kind.eva and bool(config.layer_scale) != bool(published.layer_scale):           # no argument of timm's takes them away
+    if kind.eva and bool(config.layer_scale) != bool(published.layer_scale):           # no argument of timm removes LayerScale
         return ""
     files = [file for file in table() if file.model == row and "/" not in file.name]
     return min(files, key=lambda file: file.pixels != pixels).name.partition(".")[0] if files else ""
 
 
 def _whats_missing(config, kind: Kind) -> str:
-    """What timm's class has no argument for, in words; "" where it holds the model."""
+    """Say what timm's class has no argument for; "" if it can express the model."""
     faults = _faults_of_both(config) | (_faults_of_eva(config, kind) if kind.eva else _faults_of_plain(config, kind))
     return next((words for words, is_so in faults.items() if is_so), "")
 
 
 def _faults_of_both(config) -> dict[str, bool]:
     return {
-        "classifier 'token_mean': timm pools the cls token or the mean, not both side by side": config.classifier == "token_mean",
+        "classifier 'token_mean': timm uses the cls token or the mean, not both together": config.classifier == "token_mean",
         "patch_norm 'around': timm has no norm of the pixels of a patch": config.patch_norm == "around",
-        f"patch_bias {config.patch_bias}: timm's patches have a bias where no norm follows (pre_norm), and else none":
+        f"patch_bias {config.patch_bias}: timm's patch embedding has a bias if and only if no norm follows (pre_norm)":
             config.patch_bias == config.pre_norm,
     }
 
@@ -122,9 +126,9 @@ def _faults_of_plain(config, kind: Kind) -> dict[str, bool]:
             pools and config.pool_heads not in (0, config.num_heads),
         f"pool_mlp_dim {config.pool_mlp_dim}: timm's VisionTransformer pools with an MLP as wide as in its blocks":
             pools and config.pool_mlp_dim not in (0, config.mlp_dim),
-        "classifier 'attention': with mlp 'swiglu' timm's VisionTransformer pools by another MLP": pools and gated,
-        f"patch_norm {config.patch_norm!r}: of eps {config.norm_eps:g} timm has it for AIMv2 alone":
-            config.patch_norm == "after" and kind.eps != 1e-6 and kind is not APART,
+        "classifier 'attention': with mlp 'swiglu' timm's VisionTransformer pools with another MLP": pools and gated,
+        f"patch_norm {config.patch_norm!r}: with eps {config.norm_eps:g} timm has it only for AIMv2":
+            config.patch_norm == "after" and kind.eps != 1e-6 and kind is not SPLIT,
         f"norm {config.norm!r}: timm has another": config.norm not in kind.norms,
         f"mlp {config.mlp!r}: timm has another": config.mlp not in kind.mlps,
     }
@@ -133,12 +137,12 @@ def _faults_of_plain(config, kind: Kind) -> dict[str, bool]:
 def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
     pools = config.classifier == "attention"
     return {
-        f"gelu {config.gelu!r}: timm's Eva takes the exact GELU alone": config.gelu != "erf" and (pools or config.mlp == "plain"),
+        f"gelu {config.gelu!r}: timm's Eva has only the exact GELU": config.gelu != "erf" and (pools or config.mlp == "plain"),
         f"norm {config.norm!r}: timm's Eva has LayerNorm": config.norm not in kind.norms,
         f"patch_norm {config.patch_norm!r}: timm's Eva has none": config.patch_norm != "none",
         f"proj_bias {config.proj_bias}, mlp_bias {config.mlp_bias}: timm's Eva has both":
             not (config.proj_bias and config.mlp_bias),
-        "layer_scale 0.0: timm's model of that name has factors": kind.scaled and not config.layer_scale,
+        "layer_scale 0.0: timm's model of that name has LayerScale": kind.scaled and not config.layer_scale,
     }
 
 
@@ -146,7 +150,7 @@ def _faults_of_eva(config, kind: Kind) -> dict[str, bool]:
 
 
 def arguments_of(config, kind: Kind, whole: bool) -> dict:
-    """model_args beside the sizes: all that a name may have otherwise; of one of PLAIN, unless `whole`, what it has otherwise."""
+    """Return model_args besides the sizes: all that a name does not fix; for PLAIN, unless `whole`, only values that differ."""
     if kind.eva:
         return _eva_arguments(config)
     arguments = {"act_layer": "silu" if config.mlp == "swiglu" else ACTS[config.gelu], "class_token": has_class_token(config),
@@ -156,12 +160,12 @@ def arguments_of(config, kind: Kind, whole: bool) -> dict:
                  "init_values": config.layer_scale, "qkv_bias": config.qkv_bias == "all", "qk_norm": config.qk_norm,
                  "scale_attn_norm": config.attention_norm, "scale_mlp_norm": config.mlp_norm, "proj_bias": config.proj_bias}
     if config.classifier == "attention" and (has_class_token(config) or config.registers):
-        arguments["pool_include_prefix"] = True              # else its query reads the patches alone
+        arguments["pool_include_prefix"] = True              # else its query reads only the patches
     if config.patch_norm == "none":
         arguments["embed_norm_layer"] = ""
-    elif kind is not APART:
+    elif kind is not SPLIT:
         arguments["embed_norm_layer"] = f"{config.norm}norm"
-    if config.norm == "rms" and kind is not APART:
+    if config.norm == "rms" and kind is not SPLIT:
         arguments["norm_layer"] = "rmsnorm"
     if whole or kind is not PLAIN:
         return arguments
@@ -179,10 +183,11 @@ def _eva_arguments(config) -> dict:
         "use_pre_transformer_norm": config.pre_norm,
         "use_post_transformer_norm": config.final_norm and config.classifier != "patch_mean",
         "use_fc_norm": config.classifier == "patch_mean", "qkv_bias": config.qkv_bias != "none",
-        # Of its two kinds of attention one has no biases of keys.
-        "attn_type": "rope" if config.qkv_bias == "all" else "eva", "qkv_fused": not _is_apart(config), "qk_norm": config.qk_norm,
+        # Eva's attention "eva" has no bias of keys, "rope" has one.
+        "attn_type": "rope" if config.qkv_bias == "all" else "eva", "qkv_fused": not _is_qkv_split(config),
+        "qk_norm": config.qk_norm,
         "scale_attn_inner": config.attention_norm, "swiglu_mlp": config.mlp == "swiglu",
-        "swiglu_align_to": 8 if _is_gate_apart(config) and not config.mlp_norm else 0, "scale_mlp": config.mlp_norm}
+        "swiglu_align_to": 8 if _is_gate_split(config) and not config.mlp_norm else 0, "scale_mlp": config.mlp_norm}
     if config.rope == "dinov3":
         arguments |= {"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True, "rope_grid_offset": 0,
                       "rope_grid_indexing": "ij"}
@@ -204,12 +209,12 @@ def pool_of(config) -> str:
 
 
 def mlp_ratio_of(config, kind: Kind) -> float:
-    """In VisionTransformer's packed SwiGLU it is that of gate and value together."""
+    """Return timm's mlp_ratio; in VisionTransformer's packed SwiGLU it counts gate and value together."""
     return ratio_of(config.hidden_size, config.mlp_dim * (2 if kind is PACKED else 1))
 
 
 def ratio_of(width: int, mlp_dim: int) -> float:
-    """The factor that timm multiplies and cuts off to mlp_dim."""
+    """Return the factor for which timm's int(width * factor) is mlp_dim."""
     ratio = mlp_dim / width
     return ratio if int(width * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
@@ -218,13 +223,13 @@ def ratio_of(width: int, mlp_dim: int) -> float:
 
 
 def spelling_of(config) -> Callable[[str], tuple[str, ...]]:
-    """-> what turns our name of an array into timm's, or those of the arrays that it is cut into, one below the other."""
+    """Return the function that converts our name of an array to timm's, or to those of the arrays it is split into (rows)."""
     kind = kind_of(config)
     inside = {}
     if isinstance(kind, Kind) and kind.eva:
-        inside |= EVA | (QKV_APART if _is_apart(config) else {}) | (GATE_APART if _is_gate_apart(config) else {})
-    elif kind is APART:
-        inside |= GATE_APART
+        inside |= EVA | (QKV_SPLIT if _is_qkv_split(config) else {}) | (GATE_SPLIT if _is_gate_split(config) else {})
+    elif kind is SPLIT:
+        inside |= GATE_SPLIT
 
     def names(ours: str) -> tuple[str, ...]:
         part, number, rest = (*ours.split(".", 2), "", "")[:3]
@@ -233,12 +238,14 @@ def spelling_of(config) -> Callable[[str], tuple[str, ...]]:
     return names
 
 
-def _is_apart(config) -> bool:
-    """As EVA-02's larger models, whose queries, keys and values timm holds apart."""
+def _is_qkv_split(config) -> bool:
+    """Whether timm's Eva has separate arrays of queries, keys and values, as for EVA-02's larger models."""
     return config.mlp == "swiglu" and config.mlp_norm and config.qkv_bias != "all"
 
 
-def _is_gate_apart(config) -> bool:
-    """Whether timm's Eva holds gate and value apart: with a norm behind them, or where it makes their width a multiple of 8, as
-    for DINOv3."""
+def _is_gate_split(config) -> bool:
+    """Whether timm's Eva has separate arrays of gate and value.
+
+    It does with a norm after them, and in DINOv3 if their width is a multiple of 8, to which timm rounds it.
+    """
     return config.mlp == "swiglu" and (config.mlp_norm or (config.rope == "dinov3" and config.mlp_dim % 8 == 0))

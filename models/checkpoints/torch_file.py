@@ -1,10 +1,11 @@
-"""Reads files of torch.save: weights of others, and the checkpoints of our own runs. Nothing in a file is imported or called.
+"""Reads files of torch.save, our own checkpoints and those of others. Nothing that a file names is imported or called.
 
-A pickle may name any function. Here it gets torch's own rebuild functions, containers, dtypes and numpy's arrays by an
-allow-list; every other name becomes a Placeholder, which is left out with all that was made of it. So files load that
+A pickle may name any function. An allow-list here gives it torch's rebuild functions, containers, dtypes and numpy's arrays;
+every other name becomes a Placeholder, which is dropped with everything made from it. So this also reads files that
 `torch.load(weights_only=True)` refuses: with a path of Lightning, an argparse.Namespace, numpy's numbers.
-torch.load compares no check sums (pytorch issue 126952). Here the SHA-256 is compared that our own files end with, or else
-the CRC-32 of every array. The format before 2020, a row of pickles and arrays, has no check sums.
+
+torch.load compares no checksums (pytorch issue 126952). This reader compares the SHA-256 at the end of our own files, or else the
+CRC-32 of every array. The format before 2020, a sequence of pickles and arrays, has no checksums.
 """
 
 import functools
@@ -33,15 +34,15 @@ from .zip_archive import Archive, one_line
 
 
 def read(path: str | Path, *, mapped: bool | list[MappedFile] = False, verified: bool = False) -> object:
-    """What was saved: tensors on the CPU, numpy's arrays and numbers, plain values, and Placeholders for everything else.
+    """Return the content of a file: tensors on the CPU, numpy arrays, plain values, and Placeholders for everything else.
 
-    mapped=True leaves the tensors of a zip on the disk until they are used: the file must then stay as it is. A list gets the
-    mapping, whose pages can be released.
-    verified=True: the caller has just called `is_sealed`, which is not repeated.
-    Raises WeightsError (one line) for anything but a whole file of torch.save.
+    mapped=True: the tensors of a zip stay on the disk until they are used, so the file must not change meanwhile. A list instead
+    of True also gets the mapping appended, whose pages can be released.
+    verified=True: the caller has just called `is_sealed`, so it is not called again.
+    Raises WeightsError (one line) for anything but a complete file of torch.save.
     """
     path = Path(path)
-    if not path.is_file():                  # a pipe would be waited for without end
+    if not path.is_file():                  # reading a pipe could wait forever
         raise WeightsError(f"no such file: {path}")
     try:
         with open(path, "rb") as stream:
@@ -50,14 +51,14 @@ def read(path: str | Path, *, mapped: bool | list[MappedFile] = False, verified:
                 return _read_zip(stream, mapped, verified)
             if start == LEGACY_MAGIC:
                 return _read_legacy(stream)
-        raise WeightsError(FOREIGN_PICKLE if start[:1] == b"\x80" else f"not of torch.save, or damaged; {again(path)}")
+        raise WeightsError(FOREIGN_PICKLE if start[:1] == b"\x80" else f"not a file of torch.save, or damaged; {again(path)}")
     except ModelError as error:
         raise WeightsError(f"{path}: {error}") from error
     except MemoryError as error:
         raise WeightsError(f"{path}: not enough memory to read it") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
-    except Exception as error:              # what is raised depends on where the file is damaged
+    except Exception as error:              # a damaged file can raise anything
         raise WeightsError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)}); it is damaged "
                            f"or cut off: {again(path)}") from error
 
@@ -71,7 +72,7 @@ def _read_zip(stream: BinaryIO, mapped: bool | list[MappedFile], verified: bool)
     if main is None:
         raise WeightsError("holds no data.pkl")
     folder = main.filename.removesuffix("data.pkl")
-    # The seal covers more than they do; and torch.serialization.set_crc32_options(False) leaves them out.
+    # CRC-32s are compared only without a seal, which covers more; torch.serialization.set_crc32_options(False) writes none.
     verify = not sealed and any(info.CRC for info in archive.members.values())
     pages = None if mapped is False else MappedFile(stream)
     if isinstance(mapped, list):
@@ -80,8 +81,8 @@ def _read_zip(stream: BinaryIO, mapped: bool | list[MappedFile], verified: bool)
     def read_storage(key: str, size: int) -> Tensor:
         info = archive.members.get(f"{folder}data/{key}")
         if info is None or info.file_size != size:
-            found = "is missing" if info is None else f"has {info.file_size}"
-            raise WeightsError(f"damaged: expected {size} bytes of an array, whose member {found}; {again(stream.name)}")
+            found = "is missing" if info is None else f"has {info.file_size} bytes"
+            raise WeightsError(f"damaged: the member of an array of {size} bytes {found}; {again(stream.name)}")
         start = archive.start(info)
         if pages is None or not size:
             memory = _allocate(size)
@@ -92,19 +93,19 @@ def _read_zip(stream: BinaryIO, mapped: bool | list[MappedFile], verified: bool)
         pages.release(start, size)
         return pages.bytes_at(start, size)
 
-    archive.start(main)                     # raises where its size cannot be right
+    archive.start(main)                     # raises if its size is impossible
     description = bytearray(main.file_size)
     archive.read_into(main, memoryview(description), verify)
     return _unpickle(io.BytesIO(description), len(description), read_storage)
 
 
 def _read_legacy(stream: BinaryIO) -> object:
-    """Pickles of a magic number, version, machine, content and keys of storages; for each key a count in 8 bytes, its numbers."""
+    """Read pickles of magic number, version, machine, content and storage keys; then, per key, a count in 8 bytes and numbers."""
     size, storages = os.fstat(stream.fileno()).st_size, {}
 
     def make_storage(key: str, length: int) -> Tensor:
         if length > size - sum(map(len, storages.values())):
-            raise WeightsError(f"damaged or cut off: its arrays need more bytes than the {size} of the file; "
+            raise WeightsError(f"damaged or cut off: its arrays need more than the {size} bytes of the file; "
                                f"{again(stream.name)}")
         storages[key] = _allocate(length)
         return storages[key]
@@ -114,17 +115,17 @@ def _read_legacy(stream: BinaryIO) -> object:
     missing = 0
     for key in keys:
         memory = storages.pop(key)
-        stream.seek(8, os.SEEK_CUR)         # how many numbers follow, as the content said
+        stream.seek(8, os.SEEK_CUR)         # the count, which the content has already given
         missing += len(memory) - stream.readinto(memoryview(memory.numpy()))
     if missing or storages or stream.read(1):
-        raise WeightsError(f"damaged or cut off: its arrays do not end where the file does; {again(stream.name)}")
+        raise WeightsError(f"damaged or cut off: its arrays do not end at the end of the file; {again(stream.name)}")
     return content
 
 
 def _allocate(size: int) -> Tensor:
     try:
         return torch.empty(size, dtype=torch.uint8)
-    except RuntimeError as error:           # PyTorch's word for a MemoryError
+    except RuntimeError as error:           # PyTorch raises this instead of a MemoryError
         raise MemoryError(str(error)) from error
 
 
@@ -132,20 +133,23 @@ def _allocate(size: int) -> Tensor:
 
 
 def _unpickle(stream: BinaryIO, size: int, read_storage: Callable[[str, int], Tensor]) -> object:
-    """read_storage(key, bytes) -> the memory of a storage, uint8. Raises ValueError for a pickle that would take far more memory
-    than its `size` bytes: pickle's own reader makes 16 bytes for every place up to the last one that an object is kept at."""
+    """Read one pickle. read_storage(key, bytes) returns the memory of a storage, uint8.
+
+    Raises ValueError for a pickle that would need far more memory than its `size` bytes: Python's reader allocates 16 bytes for
+    every memo index up to the largest.
+    """
     start = stream.tell()
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name in ("PUT", "LONG_BINPUT") and argument > size:
-            raise ValueError(f"a pickle of {size} bytes with a place {argument}")
+            raise ValueError(f"a pickle of {size} bytes with a memo index {argument}")
     stream.seek(start)
     return _Unpickler(stream, read_storage).load()
 
 
 class Placeholder:
-    """Replaces an object of a name that is not in ALLOWED. Whatever a pickle does with it is accepted and dropped."""
+    """Replaces an object whose name is not in ALLOWED. Accepts and ignores everything that a pickle does with it."""
 
-    of = "unknown object"                   # the name, as in "pathlib.PosixPath"
+    of = "unknown object"                   # its full name, such as "pathlib.PosixPath"
 
     def __new__(cls, *_, **__) -> "Placeholder":
         return super().__new__(cls)
@@ -176,12 +180,14 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if full not in ALLOWED:
             return type("Placeholder", (Placeholder,), {"of": full})
-        found = ALLOWED[full]               # of a function a new object: a pickle may set attributes of what it gets
+        found = ALLOWED[full]               # functions are wrapped, as a pickle may set attributes of what it gets
         return functools.partial(found) if isinstance(found, types.FunctionType) else found
 
     def persistent_load(self, pid: tuple) -> "_Storage | Placeholder":
-        """("storage", dtype of its class, key, where it was, how many numbers), and in the older format a view or None.
-        In that format also ("module", its class, source files)."""
+        """Return the storage of ("storage", dtype, key, device, count), with a view or None appended in the older format.
+
+        That format also has ("module", class, source files).
+        """
         if pid[0] == "module":
             return pid[1]
         _, dtype, key, _, count, *view = pid
@@ -198,14 +204,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage, offset: int, size: tuple, stride: tuple, requires_grad=False, *_) -> Tensor | Placeholder:
-    """torch._utils._rebuild_tensor_v2, which would make the storage larger where an array reaches beyond it."""
+    """Replaces torch._utils._rebuild_tensor_v2, which would enlarge a storage that is too small. Raises WeightsError for one."""
     if not isinstance(storage, _Storage):
         return Placeholder()
-    numel, there = math.prod(size), len(storage.memory) // storage.dtype.itemsize
+    numel, stored = math.prod(size), len(storage.memory) // storage.dtype.itemsize
     last = offset + sum((side - 1) * step for side, step in zip(size, stride)) if numel else offset - 1
-    if min((offset, *size, *stride)) < 0 or len(size) != len(stride) or numel > there or last >= there:
+    if min((offset, *size, *stride)) < 0 or len(size) != len(stride) or numel > stored or last >= stored:
         shape = " x ".join(map(str, size))[:100]
-        raise WeightsError(f"an array of {shape} numbers, of which {there} are there: not plain, or damaged")
+        raise WeightsError(f"an array of {shape} numbers, of which {stored} are stored: not contiguous, or damaged")
     tensor = torch.empty(0, dtype=storage.dtype).set_(storage.memory.untyped_storage(), offset, size, stride)
     return tensor.requires_grad_() if requires_grad else tensor
 
@@ -215,12 +221,12 @@ def _rebuild_parameter(data, requires_grad=True, *_) -> Tensor | Placeholder:
 
 
 def _rebuild_bytes(text: str = "", *_) -> bytes:
-    """Pickles of protocol 2 write bytes as a call of _codecs.encode, and none as one of `bytes`."""
+    """Replaces _codecs.encode, by which pickles of protocol 2 write bytes, and `bytes`, by which they write empty ones."""
     return text.encode("latin1")
 
 
 class _Dtype:
-    """numpy.dtype: `plain` is one of numbers, or None."""
+    """Replaces numpy.dtype: `plain` is a dtype of numbers, or None for any other."""
 
     def __init__(self, code: str, *_):
         self.plain = np.dtype(code) if re.fullmatch("[<>|=]?[biufc][0-9]{1,2}", code) else None
@@ -231,7 +237,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array of numbers; of other objects (pointers, which a pickle could set) an empty one of no numbers is left."""
+    """Replaces numpy.ndarray: an array of numbers. One of objects, whose pointers a pickle could set, stays empty."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran_order, data = state
@@ -240,7 +246,7 @@ class _Array(np.ndarray):
 
 
 def _rebuild_array(*_) -> _Array:
-    """numpy's _reconstruct: the empty array that the pickle fills next."""
+    """Replaces numpy's _reconstruct: returns the empty array that the pickle fills next."""
     return _Array((0,), "V1")
 
 

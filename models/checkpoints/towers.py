@@ -1,7 +1,7 @@
-"""Data: files of image encoders in the names of transformers and of lucidrains' vit-pytorch.
+"""Data: names of the arrays of image encoders in files of transformers and of lucidrains' vit-pytorch.
 
-Rows are those of key_maps.py: (our name, names in the file, conversion). Here several rows may be of one parameter: the names
-that versions of a program have for it. A file has one of them; the first is that of the published files.
+Rows are as in key_maps.py: (our name, names in the file, conversion). Here a parameter may have several rows, for the names that
+versions of a program give it. A file has one of them; published files have the first.
 """
 
 from typing import NamedTuple
@@ -12,30 +12,30 @@ from .described import HALF
 class Tower(NamedTuple):
     """The files of one family in the names of one program. layouts.py makes a Program of it."""
 
-    title: str                                 # in messages, behind "of"
-    anchor: str                                # a name that each of its files has once, perhaps behind a prefix
+    title: str                                 # for messages, "file of ..."
+    anchor: str                                # a name that each of its files has once, perhaps after a prefix
     companion: str                             # a part of names that distinguishes it from others
-    roots: tuple[str, ...]                     # what its names begin with
-    outside: tuple                             # rows of what is outside the blocks
-    block: tuple
+    roots: tuple[str, ...]                     # the first words of its names
+    outside: tuple                             # rows outside the blocks
+    block: tuple                               # rows of a block
     row: dict                                  # keys of a model's row that the program fixes
-    needs: tuple[str, ...]                     # parameters of ours that every file has, where a model could do without
-    prefixes: tuple[str, ...] = ()             # that some of its own names have
-    spellings: dict[str, str] = {}             # other beginnings of names
-    left_out: tuple[str, ...] = ()             # beginnings of names that are no part of the image encoder
-    flat: tuple[str, ...] = ()                 # and `folded`: see Layout
-    folded: bool = False
-    head_row: dict = {}                        # keys of the row of which the classifier in a file is the head
-    unread: tuple[str, ...] = ()               # parts of our model that this head does not read
-    linear_row: dict = {}                      # keys of the row where the patch embedding is a linear layer
-    token_note: str = ""                       # of a file with a cls token
+    needs: tuple[str, ...]                     # optional parameters of a model that every such file has
+    prefixes: tuple[str, ...] = ()             # prefixes that belong to some of its own names
+    spellings: dict[str, str] = {}             # other beginnings of names -> these
+    left_out: tuple[str, ...] = ()             # beginnings of names that are not part of the image encoder
+    flat: tuple[str, ...] = ()                 # see Layout
+    folded: bool = False                       # see Layout
+    head_row: dict = {}                        # keys of the row if the file has a classifier
+    unread: tuple[str, ...] = ()               # parts of our model that this classifier does not use
+    linear_row: dict = {}                      # keys of the row if the patch embedding is a linear layer
+    token_note: str = ""                       # a note for files with a cls token
 
 
-Names = str | tuple[str, ...]                  # of a layer in the file, or of two or three that are one layer here
+Names = str | tuple[str, ...]                  # a layer in the file, or two or three that make up one layer here
 
 
 def _layers(before: str, layers: dict[str, Names | list[Names]]) -> tuple:
-    """Rows of the weights and biases of layers. Our name: theirs behind `before`; a list: those of several versions."""
+    """Return rows of weights and biases. layers: {our name: theirs after `before`, or a list of those of several versions}."""
     rows = []
     for ours, versions in layers.items():
         for names in versions if isinstance(versions, list) else [versions]:
@@ -46,12 +46,12 @@ def _layers(before: str, layers: dict[str, Names | list[Names]]) -> tuple:
 
 
 def _arrays(before: str, arrays: dict[str, str]) -> tuple:
-    """Rows of arrays that are copied as they are. Our name: theirs behind `before`."""
+    """Return rows of arrays that are copied unchanged. arrays: {our name: theirs after `before`}."""
     return tuple((ours, (before + theirs,), "copy") for ours, theirs in arrays.items())
 
 
 def _pooling(before: str, attention: str, layers: dict[str, str]) -> tuple:
-    """PyTorch's MultiheadAttention of one learned query, `probe`, and the layers behind it."""
+    """Return rows of PyTorch's MultiheadAttention with one learned query, `probe`, and of the layers after it."""
     projections = {"attn_pool.proj": f"{attention}.out_proj"} | {f"attn_pool.{ours}": theirs for ours, theirs in layers.items()}
     return (
         ("attn_pool.latent", (f"{before}probe",), "copy"),
@@ -91,9 +91,9 @@ DINOV2 = Tower(
     left_out=("embeddings.mask_token",))
 DINOV2_REGISTERS = DINOV2._replace(
     title="DINOv2 with registers", anchor="embeddings.register_tokens", companion="encoder.layer.",
-    roots=("dinov2_with_registers", *_ROOTS), row={"gelu": "erf", "norm_eps": 1e-6},      # TIPSv2's too, which resizes otherwise
+    roots=("dinov2_with_registers", *_ROOTS), row={"gelu": "erf", "norm_eps": 1e-6},      # also TIPSv2, with another resizing
     needs=(*DINOV2.needs, "reg_token"), prefixes=("dinov2_with_registers.", "vision_model."), folded=True)
-# What is called so is one, even if it lacks its registers.
+# A file with this prefix belongs to that family, even if its registers are missing.
 DINOV2_BY_PREFIX = DINOV2_REGISTERS._replace(anchor=DINOV2.anchor, companion="dinov2_with_registers.")
 
 _LAYER = "layer.{i}."
@@ -111,7 +111,7 @@ DINOV3 = Tower(
     {"gelu": "erf", "norm_eps": 1e-5, "rope": "dinov3"}, (*_NEEDS, "reg_token"), ("dinov3_vit.",), {"model.layer.": "layer."},
     left_out=("embeddings.mask_token", "rope_embeddings."))
 
-# The towers of CLIP, MetaCLIP and SigLIP, and what a file of both towers has beside the image's.
+# The image towers of CLIP, MetaCLIP and SigLIP, and the arrays that a file of both towers has in addition.
 _BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias", "embeddings.position_ids")
 _ROOTS = ("vision_model", "embeddings", "encoder", "pre_layrnorm", "post_layernorm", "rms_norm", "head", "classifier",
           *(name.rstrip(".") for name in _BESIDE[:-1]))
@@ -127,8 +127,8 @@ _CLIP_BLOCK = _layers(_LAYER, {
     "blocks.{i}.norm1": "layer_norm1", "blocks.{i}.norm2": "layer_norm2",
     "blocks.{i}.attn.qkv": tuple(f"self_attn.{part}_proj" for part in "qkv"), "blocks.{i}.attn.proj": "self_attn.out_proj",
     "blocks.{i}.mlp.fc1": "mlp.fc1", "blocks.{i}.mlp.fc2": "mlp.fc2"})
-# Whether its GELU is OpenAI's quick form is in config.json alone. Its classifier reads the patches behind the last block. PE's
-# arrays are the same but for its pooling, and it rotates queries and keys.
+# Only config.json says whether its GELU is OpenAI's quick form. Its classifier reads the patches after the last block. PE has the
+# same arrays except for its pooling, and rotates queries and keys.
 CLIP = Tower(
     "CLIP", "embeddings.patch_embedding.weight", "pre_layrnorm.", _ROOTS, _CLIP_OUTSIDE, _CLIP_BLOCK,
     {"norm_eps": 1e-5, "position_resize": "bicubic", "rope": "", **CLIP_MEAN}, ("cls_token", "pos_embed", "norm.weight"),
@@ -139,7 +139,7 @@ SIGLIP = Tower(
     {"gelu": "tanh", "norm_eps": 1e-6, "position_resize": "bicubic", **HALF}, ("patch_embed.proj.bias", "pos_embed"),
     ("vision_model.",), left_out=_BESIDE, flat=_FLAT, head_row={"classifier": "mean"}, unread=("attn_pool",),
     linear_row={"position_resize": "bilinear_antialias"})             # NaFlex: SigLIP 2 for images of any shape
-# Its own pooling, `head`, has no MLP, and a query that no layer projects.
+# Its own pooling, `head`, is not supported: it has no MLP, and no layer projects its query.
 AIMV2 = Tower(
     "AIMv2 (for images of one size)", "embeddings.patch_embed.weight", "rms_norm1.", _ROOTS, (
         *_layers("", {"patch_embed.proj": "embeddings.patch_embed", "patch_embed.norm": "embeddings.rms_norm",
@@ -155,7 +155,7 @@ AIMV2 = Tower(
 # ------------------------------------------------------------------------------------- lucidrains' vit-pytorch
 
 _LAYER = "transformer.layers.{i}."
-# Its blocks of today, those of SimpleViT (no dropout between the layers of its MLP) and, with `fn`, those of before 2023.
+# Its current blocks, those of SimpleViT (no dropout between the layers of its MLP) and, with `fn`, those from before 2023.
 _LUCIDRAINS_BLOCK = (
     *_layers(_LAYER, {
         "blocks.{i}.norm1": "0.norm", "blocks.{i}.norm2": ["1.net.0", "1.norm"],
@@ -167,15 +167,15 @@ _LUCIDRAINS_BLOCK = (
 
 
 def _lucidrains(projection: int, companion: str = "transformer.layers.") -> Tower:
-    """`projection`: which of the layers of to_patch_embedding it is. Norms around it have the numbers beside."""
+    """Return one variant. projection: the index of the linear layer in to_patch_embedding, with norms before and after at 2."""
     embedding, simple = "to_patch_embedding.", companion == "linear_head."
     norms = {"patch_embed.norm_in": f"{embedding}1", "patch_embed.norm": f"{embedding}3"} if projection == 2 else {}
-    behind = {"norm": "transformer.norm", "fc_norm": "linear_head.0", "head": ["linear_head", "linear_head.1"]} if simple else {
+    after = {"norm": "transformer.norm", "fc_norm": "linear_head.0", "head": ["linear_head", "linear_head.1"]} if simple else {
         "norm": ["transformer.norm", "mlp_head.0"], "head": ["mlp_head", "mlp_head.1"]}
     return Tower(
         "lucidrains' vit-pytorch", f"{embedding}{projection}.weight", companion,
         ("to_patch_embedding", "cls_token", "pos_embedding", "transformer", "mlp_head", "linear_head"), (
-            *_layers("", {"patch_embed.proj": f"{embedding}{projection}", **norms, **behind}),
+            *_layers("", {"patch_embed.proj": f"{embedding}{projection}", **norms, **after}),
             ("cls_token", ("cls_token",), "copy"),
             ("pos_embed", (), "sincos") if simple else ("pos_embed", ("pos_embedding",), "position"),
         ), _LUCIDRAINS_BLOCK, {"gelu": "erf", "norm_eps": 1e-5},

@@ -1,7 +1,7 @@
-"""Reads members of zip archives by position, with their check sums, and shortens the words of a file for a message of one line.
+"""Reads members of zip archives by position and compares their checksums; also shortens text of a file for a one-line message.
 
-Python's zipfile reads the directory. Stored members are read straight from the file, by any number of threads, and the
-CRC-32 is computed while the bytes are in the processor's cache. Format: PKWARE's APPNOTE.TXT, 4.3.
+Python's zipfile reads the directory. Stored members are read directly from the file, by any number of threads, and the CRC-32 is
+computed while the bytes are in the processor's cache. Format: PKWARE's APPNOTE.TXT, 4.3.
 """
 
 import os
@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 CHUNK = 1 << 18                 # bytes read at a time
 MEMBER, MEMBER_BYTES = b"PK\x03\x04", 30
-# What zipfile and this module raise on damaged archives.
+# The errors that zipfile and this module raise for damaged archives.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError, RuntimeError,
           NotImplementedError)
 
 
 class Archive:
-    """`members` of an archive by name, and their bytes. Raises one of DAMAGE, whose text does not name the path."""
+    """An open archive with its `members` by name. Raises errors of DAMAGE, whose text does not contain the path."""
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
@@ -31,7 +31,7 @@ class Archive:
         return self._zip.open(info)
 
     def start(self, info: zipfile.ZipInfo) -> int:
-        """Where the bytes of a stored member begin in the file. Its own header must agree with the directory."""
+        """Return the position in the file of a stored member's bytes. Its own header must agree with the directory."""
         name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
         header = os.pread(self._stream.fileno(), MEMBER_BYTES + len(name), info.header_offset)
         mark, flags, method, length, extra = struct.unpack_from("<4s2xHH16xHH", header)
@@ -45,20 +45,20 @@ class Archive:
         return start
 
     def read_into(self, info: zipfile.ZipInfo, memory: memoryview, verify: bool = True) -> None:
-        """Fills `memory`, of info.file_size bytes. verify=False: a stored member's CRC-32 is not compared."""
+        """Read a member into `memory`, of info.file_size bytes. verify=False: a stored member's CRC-32 is not compared."""
         if info.compress_type == zipfile.ZIP_STORED:
             self._read_stored(info, memory, verify)
             return
         filled = 0
         with self._zip.open(info) as stream:
-            while chunk := stream.read(CHUNK):           # to the end of the member: only that verifies the CRC
+            while chunk := stream.read(CHUNK):           # zipfile verifies the CRC only at the end of the member
                 memory[filled:filled + len(chunk)] = chunk
                 filled += len(chunk)
         if filled != len(memory):
             raise ValueError("cut off")
 
     def _read_stored(self, info: zipfile.ZipInfo, memory: memoryview, verify: bool) -> None:
-        """Not through a mapping of the file: if the file were cut off meanwhile, that would end the process."""
+        """Read a stored member without mapping the file, as a mapping would crash if the file were cut off meanwhile."""
         start, filled, crc = self.start(info), 0, 0
         while filled < len(memory):
             count = os.preadv(self._stream.fileno(), [memory[filled:filled + CHUNK]], start + filled)
@@ -71,10 +71,11 @@ class Archive:
 
 
 def one_line(error: Exception) -> str:
+    """Return the text of an error as one short line; its class if it has none."""
     return shown(" ".join(str(error).split())[:200]) or type(error).__name__
 
 
 def shown(name: object) -> str:
-    """For a message of one line, whatever a file calls itself and its arrays."""
+    """Return a name from a file as printable text of limited length, for a one-line message."""
     text = str(name)[:100] if not isinstance(name, str) else name[:200]
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -57,19 +57,19 @@ def test_an_edit_changes_no_bit_of_its_image(kind, settings, extra, channels):
     transform = train_transform(kind, (16, 24), channels=channels, **settings, **SETTINGS[extra])
     for index in range(12):
         with seeded(3, "augment", 0, index):
-            alone, drawn = transform(picture()), torch.rand(2)
+            unedited, drawn = transform(picture()), torch.rand(2)
         with seeded(3, "augment", 0, index), warnings.catch_warnings():
             warnings.simplefilter("error")
             image, edit = transform_with_edit(transform, picture(), an_edit((5, 7), (0, 0.125, 1, 0.875)), (4, 6))
             assert torch.equal(torch.rand(2), drawn)
-        assert type(image) is type(edit) is torch.Tensor and torch.equal(image, alone) and image.dtype == torch.uint8
+        assert type(image) is type(edit) is torch.Tensor and torch.equal(image, unedited) and image.dtype == torch.uint8
         assert edit.shape == (2, 4, 6) and edit.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 @pytest.mark.parametrize("stored", [(7, 7), (8, 4), (1, 1)])
 def test_an_edit_lands_where_its_pixels_land(kind, settings, stored):
-    """The image shows the edit in its own colors: what Pillow makes of them is where the edit must be."""
+    """The image shows the edit in its colors: Pillow's result shows where the edit must be."""
     edit = an_edit(stored)
     transform = train_transform(kind, (32, 64), interpolation="nearest", **settings)
     seen = set()
@@ -85,7 +85,8 @@ def test_an_edit_lands_where_its_pixels_land(kind, settings, stored):
 
 
 def test_a_rotated_edit_lands_where_its_pixels_land():
-    """What is rotated in is black and not edited. The rotations of images and masks round a few pixels differently."""
+    """Corners that the rotation leaves empty are black and not edited. Rotations of images and of masks round a few pixels
+    differently."""
     edit = an_edit((6, 6), share=0.9)
     transform = train_transform("none", (96, 96), interpolation="nearest", rotation=45.0)
     corners = []
@@ -117,13 +118,13 @@ def test_an_edit_of_a_region_stays_in_its_region():
     for image in (picture(), pil_to_tensor(picture())):                   # prepared images are tensors
         values, edited = values_and_edited(transform_with_edit(train_transform("none", (32, 32)), image, edit, (4, 4))[1])
         assert np.array_equal(values, expected) and np.array_equal(edited, [[False] * 4, *[[True, True, False, False]] * 3])
-    with pytest.raises(AssertionError, match="RandAugment would part"):
+    with pytest.raises(AssertionError, match="RandAugment does not move"):
         transform_with_edit(train_transform("none", (32, 32), randaugment_ops=1), picture(), edit, (4, 4))
 
 
 @pytest.mark.parametrize("covered", [0.01, 0.49, 0.5, 1.0])
 def test_a_patch_counts_with_the_share_that_is_edited(covered):
-    """However small: an edit of one patch is not lost where the model's patches are others."""
+    """However small: an edit of one patch is not lost if the model has other patches."""
     edit = Edit("a", "", np.full((1, 1), 0.7, np.float32), np.ones((1, 1), bool), (0, 0, 1, covered))
     moved = transform_with_edit(train_transform("none", (100, 100)), picture(), edit, (1, 1))[1]
     assert moved.flatten().tolist() == pytest.approx([0.7, covered], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Edit files: what is written comes back, what strangers write is refused in one line, and names never meet."""
+"""Edit files: what is written is read back, wrong files are refused in one line, and two images never share a file."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def pictures(count=5, part="train", seed=0) -> ArrayImages:
 
 
 def files(folder, *names, root=None) -> FileImages:
-    """Every image is of another colour."""
+    """Every image has another color."""
     samples = []
     for number, name in enumerate(names):
         path = os.path.join(folder, name)
@@ -58,7 +58,7 @@ def refused(action, *arguments) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------- there and back
+# ------------------------------------------------------------------------------------------- write and read
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (14, 14), (256, 256), (1, 256)])
@@ -109,7 +109,7 @@ def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
     assert read(place).note == "new"
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path):
+def test_an_edit_that_could_not_be_read_is_not_written(tmp_path):
     place = tmp_path / "a.json"
     write(place, edit(note="old"))
     wrong = [edit(note="x" * edits.MAX_BYTES), edit(grid=(257, 1)), edit(image="../up"), edit(sum_="md5:1"),
@@ -122,7 +122,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path):
     assert str(tmp_path / "file") in refused(write, tmp_path / "file" / "below.json", edit())
 
 
-# ------------------------------------------------------------------------------------------ what strangers write
+# ------------------------------------------------------------------------------------------ damaged and hostile files
 
 
 def encoded(**changed) -> bytes:
@@ -163,7 +163,7 @@ def test_a_damaged_or_hostile_file_is_refused_in_one_line(tmp_path, kind):
     place = tmp_path / "a.json"
     place.write_bytes(HOSTILE[kind])
     text = refused(read, place)
-    assert str(place) in text and ("mark the image again" in text or "remove it" in text)
+    assert str(place) in text and ("edit the image again" in text or "Remove it" in text)
     if kind == "many digits":
         assert "1000000 digits" in text                 # which Python does not convert
         os.truncate(place, 10 ** 10)
@@ -224,7 +224,7 @@ def test_a_link_does_not_lead_out_of_the_folder(tmp_path):
 
 
 def test_names_of_files_are_relative_safe_and_unique(tmp_path, monkeypatch):
-    """A list may name images above or beside the folder of the data set, or by absolute paths."""
+    """A list may name images above or next to the folder of the data set, or by absolute paths."""
     root = tmp_path / "data"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "else" / "deep").mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_names_of_files_are_relative_safe_and_unique(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------------------- a folder
 
 
-def test_find_gives_the_edits_of_the_split_alone(tmp_path):
+def test_find_returns_the_edits_of_this_split_only(tmp_path):
     train, test = pictures(5, "train"), pictures(5, "test", 1)
     for split, index in ((train, 1), (train, 4), (test, 0)):
         mark(tmp_path, split, index, note=f"{split.part} {index}")
@@ -267,7 +267,7 @@ def test_find_gives_the_edits_of_the_split_alone(tmp_path):
     assert find(tmp_path, pictures(5, "val")) == {}                  # no patch is edited
 
 
-def test_a_checksum_is_the_sha_256_of_what_is_stored(tmp_path):
+def test_a_checksum_is_the_sha_256_of_the_stored_bytes(tmp_path):
     """Of the file, or of the pixels of an image in memory: whoever has the images can check it."""
     split, arrays = files(str(tmp_path), "a.png"), pictures()
     assert edits.checksum(split, 0) == f"sha256:{hashlib.sha256((tmp_path / 'a.png').read_bytes()).hexdigest()}"

@@ -260,6 +260,14 @@ def test_attention_distance_of_known_maps():
     assert found[2, 1] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_head_of_negative_weights_has_no_distance():
+    """Talking heads: it was drawn as a distance of 0."""
+    layer = torch.eye(4).flip(0).repeat(1, 2, 1, 1)
+    layer[:, 1] *= -1
+    found = attention_maps.attention_distance([layer], (2, 2), (16, 16))
+    assert found[0, 0] == pytest.approx(8 * 2 ** 0.5) and found[0, 1].isnan()
+
+
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_position_similarity(prefix):
     table = torch.randn(1, prefix + 6, 5, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The editor's page in a real browser: painting, moving, and losing nothing while servers, tabs and answers get lost."""
+"""The editor's page in a browser: painting, moving, and losing nothing when servers, tabs and answers are lost."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ expect.set_options(timeout=8000)
 
 @pytest.fixture(scope="module", autouse=True)
 def program(tmp_path_factory):
-    """A server in a process of its own, to be killed. It starts while other tests run. -> (process, its folder of edits)"""
+    """A server in another process, for the test that kills it; it starts while other tests run. -> (process, folder of edits)"""
     folder = tmp_path_factory.mktemp("program") / "edits"
     process = subprocess.Popen([sys.executable, Path(__file__).parents[1] / "support/galleries.py", folder, "0"], text=True,
                                stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -46,7 +46,7 @@ def browser():
 
 @pytest.fixture
 def context(browser):
-    """Watches that no page asks another origin for anything, and that none complains."""
+    """Checks that no page sends a request to another origin, and that none logs an error."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, service_workers="block")
     context.set_default_timeout(8000)
     complaints, asked = watch(context)
@@ -104,12 +104,12 @@ def saved(page) -> None:
     expect(page.locator("#saved")).to_have_text("saved")
 
 
-def test_painting_moves_weight_and_prediction_and_is_on_the_disk(page, folder):
+def test_painting_changes_weight_and_prediction_and_is_saved(page, folder):
     readout, table = page.locator("#readout"), page.locator("#top")
     page.mouse.move(*middle(page, 0, 0))
     own = re.search(r"softmax weight (0\.\d+)$", readout.inner_text())[1]
     before = table.inner_text()
-    expect(page.locator("#now")).to_have_text("not edited")
+    expect(page.locator("#now")).to_have_text("no edit yet")
     paint(page, (0, 0), (0, 3), (2, 3))                          # fast: three events for six patches
     saved(page)
     assert values_of(folder / "train/0.png.json") == [[0.9] * 4, [None] * 3 + [0.9], [None] * 3 + [0.9], [None] * 4]
@@ -192,26 +192,26 @@ def test_moving_filters_and_reload(page, folder):
     expect(page.locator("#counts")).to_have_text("1 edited, 3 misclassified")
     page.get_by_label("Show").select_option("misclassified")
     expect(page.locator("#name")).to_have_text("train/7.png")
-    expect(page.locator("#place")).to_have_text("2 of 3 misclassified")
+    expect(page.locator("#place")).to_have_text("2 of 3")
     expect(page.locator("#before")).to_contain_text("wrong")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Previous").click()
     expect(page.locator("#name")).to_have_text("train/3.png")
     page.reload()
-    expect(page.locator("#place")).to_have_text("1 of 3 misclassified")
+    expect(page.locator("#place")).to_have_text("1 of 3")
     page.get_by_label("Show").select_option("edited")
     expect(page.locator("#name")).to_have_text("train/0.png")
     page.mouse.move(*middle(page, 0, 0))
     expect(page.locator("#readout")).to_contain_text("→ 0.9 (edited)")
     page.get_by_role("button", name="Next").click()
-    expect(page.get_by_role("alert")).to_have_text("No further image is edited.")
+    expect(page.get_by_role("alert")).to_have_text("No later image is edited.")
     page.get_by_label("Image", exact=True).fill("99")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("There is no image 99")
 
 
 def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
-    """Painting continues while the server is away; the page brings everything when it is back; so does the next tab."""
+    """Painting continues while the server is away. The page sends everything when the server is back; so does the next tab."""
     process, folder = program
     port = int(process.stdout.readline())
     page = opened(context, port)
@@ -222,7 +222,7 @@ def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
     process.wait()
     page.mouse.move(*middle(page, 0, 3))
     page.mouse.up()
-    expect(page.locator("#saved")).to_contain_text("not saved: the server is away, trying again")
+    expect(page.locator("#saved")).to_contain_text("not saved: the server does not answer; trying again")
     paint(page, (3, 0))
     with serving(Session(gallery(), folder), port):
         saved(page)
@@ -237,8 +237,8 @@ def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
         assert values_of(folder / "train/0.png.json")[3] == [0.9, None, None, 0.9]
 
 
-def test_an_answer_that_is_lost_is_no_conflict(page, folder):
-    """The server has saved, the page does not know: it sends again, and more by then."""
+def test_a_lost_answer_is_no_conflict(page, folder):
+    """The server has saved the edit, but the page does not know: it sends again, with what was painted meanwhile."""
     lost = []
 
     def lose(route):
@@ -259,8 +259,8 @@ def test_an_answer_that_is_lost_is_no_conflict(page, folder):
     assert len(lost) == 2
 
 
-def test_what_lost_against_another_tab_is_kept_until_the_person_has_chosen(context, folder):
-    """Painted, and on to the next image at once: the notice stays, the values survive a reload, and can be taken or given up."""
+def test_an_edit_replaced_by_another_tab_is_kept_until_the_person_has_chosen(context, folder):
+    """At the next image, too: the notice stays, the values survive a reload, and the person can take or drop them."""
     file = folder / "train/2.png.json"
     with serving(Session(gallery(), folder)) as port:
         first, second = opened(context, port, "#3"), opened(context, port, "#3")
@@ -321,7 +321,7 @@ def test_damaged_edits_and_unreadable_images_are_reported(context, folder):
         expect(page.get_by_role("alert")).to_be_hidden()
         page.keyboard.press("n")
         expect(page.get_by_role("alert")).to_contain_text("cut off")
-        expect(page.locator("#readout")).to_have_text("No picture, nothing to paint on.")
+        expect(page.locator("#readout")).to_have_text("There is no picture to paint on.")
         expect(page.locator(".scale")).to_be_hidden()
         paint(page, (0, 0))
         assert not (folder / "train/2.png.json").exists()

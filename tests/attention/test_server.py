@@ -98,7 +98,7 @@ def test_an_old_revision_gets_the_current_state(client):
 
 def test_pixels_are_those_that_the_model_sees(client):
     content = client.ask("GET", "/api/images/4/pixels.png")[1]
-    assert (np.asarray(Image.open(io.BytesIO(content))) == gallery().pixels(4)).all()
+    assert (np.asarray(Image.open(io.BytesIO(content))) == np.asarray(gallery().picture(4))).all()
     assert client.ask("GET", "/api/images/9/pixels.png")[0] == 422
     assert "cut off" in client.ask("GET", "/api/images/9")[1]["unreadable"]
     assert client.put(edit(image="train/9.png"), 9)[0] == 422
@@ -217,12 +217,12 @@ def test_served_on_all_addresses_names_of_others_are_still_refused(tmp_path):
 
 
 def test_a_port_in_use_is_one_line():
-    with server.listen("127.0.0.1", 0) as listening, pytest.raises(server.ServerError, match="--port 0 takes any"):
+    with server.listen("127.0.0.1", 0) as listening, pytest.raises(server.ServerError, match="Use --port 0 for any free port"):
         server.listen("127.0.0.1", listening.getsockname()[1])
     for host in ("no.such.host.invalid", "203.0.113.1"):                          # nowhere; not an address of this machine
-        with pytest.raises(server.ServerError, match=r"0\.0\.0\.0 every address") as caught:
+        with pytest.raises(server.ServerError, match=r"--host 0\.0\.0\.0 for all its addresses") as caught:
             server.listen(host, 0)
-        assert host in str(caught.value) and "takes any" not in str(caught.value)
+        assert host in str(caught.value) and "--port 0 for" not in str(caught.value)
 
 
 def test_the_addresses_that_are_announced_are_served(tmp_path, capsys):

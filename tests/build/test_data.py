@@ -14,9 +14,10 @@ from utils.distributed import Ranks
 
 @pytest.mark.parametrize(("choice", "has_val", "names"), [
     ("always", True, ("test", "val", "test")), ("once", True, ("val", "val", "test")), ("never", True, ("val", "val", "val")),
-    ("always", False, ("test", "test", "test")), ("once", False, (None, None, "test"))])
+    ("always", False, ("val", "val", "val")), ("once", False, (None, None, "val"))])
 def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, names):
-    """Before step 1, during training, at the end. A split that is both is one object, so that it is evaluated once."""
+    """Before step 1, during training, at the end; of the digits, and of a folder with val/ only. A split that is both is one
+    object, so that it is evaluated once."""
     monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
     data = build_objects("--test", choice, *([] if has_val else FOLDER)).data
     parts = data.evaluated_before, data.watched, data.final
@@ -24,16 +25,16 @@ def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, n
     assert (data.watched is data.final) == (names[1] == names[2])
 
 
-def test_how_images_come_to_the_device_is_told_in_plain_words():
-    def told(why="", workers=0, size=1, device="cpu"):
+def test_how_images_are_loaded_is_printed():
+    def described(why="", workers=0, size=1, device="cpu"):
         loader = types.SimpleNamespace(not_cached=why, num_workers=workers)
         return describe_loading(loader, Ranks(0, size, 0, size, torch.device(device)))
 
-    assert told() == "loading: all images stay in the memory of the CPU"
-    assert told(device="cuda").endswith("of the GPU")
-    assert told("why", 1) == "loading: one image after the other, by 1 process beside the training (why)"
-    assert told("why", 3, 2) == "loading: one image after the other, by 3 processes beside the training on each GPU (why)"
-    assert told("why") == "loading: one image after the other, by the training process itself (why)"
+    assert described() == "loading: all images stay in the memory of the CPU"
+    assert described(device="cuda").endswith("of the GPU")
+    assert described("why", 1) == "loading: images are read during training, by 1 loader process (why)"
+    assert described("why", 3, 2) == "loading: images are read during training, by 3 loader processes on each GPU (why)"
+    assert described("why") == "loading: images are read during training, by the training process (why)"
 
 
 def test_each_rank_loads_its_own_part():

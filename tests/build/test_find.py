@@ -12,7 +12,7 @@ import torch
 from building import ALONE, write_checkpoint
 from headers import save_plain
 from ranks import Ranks
-from runs import load_state, make_tree
+from runs import FOLDER, load_state, make_tree
 from start_folders import start_folder
 
 import models
@@ -21,7 +21,7 @@ from configs import architecture
 from models import create_model
 from models.checkpoints.opened import OpenedCheckpoint
 from utils import build, distributed
-from utils.build.find import check_start, license_of_start, open_start, view_of
+from utils.build.find import check_start, license_of_start, open_data, open_start, view_of
 from utils.config import ConfigError, Machine, choose, resolve
 from utils.data.reading import Reading
 from utils.data.splits import DataError
@@ -99,6 +99,19 @@ def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("rules", "name"), [(3, "test"), (4, "val")])
+def test_a_run_of_an_earlier_version_keeps_the_name_of_its_held_out_split(tmp_path, monkeypatch, rules, name):
+    """Then the only one was called "test", whatever the folder is called. predict.py takes both names."""
+    monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
+    config = write_checkpoint(tmp_path / "best.pt", *FOLDER).config
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    saved = dataclasses.replace(saved, state=dataclasses.replace(saved.state, rules=rules))
+    splits = open_data(choose({"resume_path": str(tmp_path)}, config.to_dict()), saved)
+    assert splits.val_name == name and splits.val_is_test
+    opened = build.open_model(tmp_path)
+    assert [opened.split(typed)[0] for typed in (None, "test", "val", "train")] == ["val", "val", "val", "train"]
+
+
 def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_named(tmp_path):
     """Another node may have been started again, without the flag or with another."""
     for folder in ("0", "1"):

@@ -143,7 +143,7 @@ ROWS = [
     ("--path_column other --label_column kind --image_dir small", {
         "first image": "small/b.png", "data.splits.classes": ("p", "q")}, "--dataset csv --data_dir lists --recipe digits"),
     ("--exif off --intensity_range 0,1023 --alpha mask", {"reading": Reading("off", (0, 1023), "mask")}, TREE),
-    ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_name": "val"}, TREE),
+    ("--val_fraction 0.25", {"images": (16, 4, 20), "data.splits.val_is_drawn": True}, TREE),
     ("--test_fraction 0.25", {"images": (1347, 450, 450)}, ""),
     ("--split_seed 5", {"fingerprint": fingerprint(open_splits("digits", "", test_fraction=0.25, split_seed=5).train)},
      "--test_fraction 0.25"),

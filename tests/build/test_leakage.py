@@ -82,7 +82,7 @@ def test_the_warning_says_what_to_set(trained):
     sources, splits = SimpleNamespace(dataset="folder", data_dir="tree", **drawn), open_splits("folder", "tree", val_fraction=0.2)
     start = trained(val_fraction=0.1)
     assert warning_of_seen(start, "output/r/best.pt", sources, splits) == (
-        "warning: output/r/best.pt was trained on 4 of 8 val images, so that their accuracy says little. Hold out the same "
+        "warning: output/r/best.pt was trained on 4 of 8 val images, so their accuracy means little. Hold out the same "
         "images as that run: --val_fraction 0.1 --split_seed 0")
     assert advise(trained(), drawn) == (
         "Train that run again, with the same images held out: --val_fraction 0.2 --split_seed 0")

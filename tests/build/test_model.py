@@ -47,10 +47,10 @@ def test_images_that_were_prepared_too_small_are_a_warning(capsys):
 def test_a_file_of_no_row_is_called_by_its_sizes():
     flags = {"pretrained_dir": "w.pth", "num_heads": 2, "dataset": "folder"}
     sizes = {"patch_size": 4, "hidden_size": 40, "mlp_dim": 80, "num_layers": 1}
-    for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT of its own sizes (patch_size 4, hidden_size 40, "),
-                       ({"model_type": "R26-ViT-S_32", **sizes}, "R26-ViT of its own sizes ("),
-                       ({"model_type": "DeiT-S_16-distilled", **sizes}, "DeiT-distilled of its own sizes ("),
-                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16, as the file tells (ViT-S/16, mean of")):
+    for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT (width 40, 1 block, patch 4)"),
+                       ({"model_type": "R26-ViT-S_32", **sizes}, "R26-ViT (width 40, "),
+                       ({"model_type": "DeiT-S_16-distilled", **sizes}, "DeiT-distilled (width 40, "),
+                       ({"model_type": "ViT-S_16", "classifier": "gap"}, "ViT-S_16, as the file says (ViT-S/16, mean of")):
         facts = Facts(100, 10, start_row=row | {"names_img_size": False}, start_path="w.pth")
         described = describe_model(resolve(flags, facts), facts)
         assert described.startswith(words) and ("B_16" in described) is False
@@ -101,4 +101,4 @@ def test_a_licence_that_is_not_free_is_said():
     assert "CC-BY-NC-4.0 (https://creativecommons.org/licenses/by-nc/4.0/)" in describe_license("CC-BY-NC-4.0", None)
     assert "under apple-ascl: read" in describe_license("apple-ascl", "output/r/best.pt")
     assert describe_license("", "x/facebook/new/model.safetensors") == (
-        "licence: that of the start weights is not known here; see https://huggingface.co/facebook/new")
+        "licence: that of the start weights is not known; see https://huggingface.co/facebook/new")

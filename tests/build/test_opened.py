@@ -23,7 +23,8 @@ def test_what_can_be_opened(tmp_path):
     """A run with its own view of images, a file of other origin with what is typed, and the embedded model."""
     write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.5, "--in_channels", 1)
     for opened in (open_model(tmp_path / "r"), open_model(tmp_path / "r/best.pt")):
-        assert opened.classes == tuple("0123456789") and opened.title == "ViT-Nano_2 on digits, run r, step 0"
+        assert opened.classes == tuple("0123456789")
+        assert opened.title == "ViT (width 16, 1 block, patch 2) on digits, run r, step 0"
         assert opened.has_data and not opened.model.training and opened.path == tmp_path / "r/best.pt"
         assert opened.transform(Image.new("RGB", (10, 12))).shape == (1, 8, 8)
         assert opened.region((16, 16)) == (0.25, 0.25, 0.75, 0.75)
@@ -54,8 +55,18 @@ def test_what_cannot_be_opened_names_what_to_type(tmp_path):
         with pytest.raises(ConfigError, match=words):
             open_model(what, **more)
     for what in (None, tmp_path / "r"):
-        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is no run"):
+        with pytest.raises(ConfigError, match="only have an effect with a --checkpoint that is not one of your runs"):
             open_model(what, img_size=16)
+
+
+def test_what_a_head_reads_can_be_typed_where_its_file_does_not_say(tmp_path):
+    """The arrays of timm's DINOv3 fit a head over the cls token and one over the mean."""
+    torch.save(create_model("DINOv3-S_16", 3, 32, num_layers=1).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"nothing says whether its head reads the cls token or the mean .* Add --classifier"):
+        open_model(tmp_path / "x.pth", num_heads=6, img_size=32)
+    for classifier in ("token", "mean"):
+        opened = open_model(tmp_path / "x.pth", num_heads=6, img_size=32, classifier=classifier)
+        assert opened.model.config.classifier == classifier
 
 
 def other_file(path, size: int = 8, **names):

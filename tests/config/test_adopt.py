@@ -37,7 +37,7 @@ def test_the_batch_is_divided_for_the_sizes_of_the_file():
 
 
 def test_heads_that_nothing_tells_are_asked_for():
-    with pytest.raises(ConfigError, match=r"--pretrained_dir w.pth: its sizes \(width 32, 2 blocks\) .* Add --num_heads"):
+    with pytest.raises(ConfigError, match=r"--pretrained_dir w.pth: its sizes \(width 32, 2 blocks\) .* add --num_heads 1,"):
         config(TINY)
 
 

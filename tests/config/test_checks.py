@@ -24,7 +24,7 @@ REFUSED = {
     "--warmup_steps 6 is more than --num_steps 5": {"num_steps": 5, "warmup_steps": 6},
     "--decay_type step needs --decay_milestones": {"decay_type": "step"},
     "--distillation hard needs a --teacher": {"distillation": "hard"},
-    "AugReg has no such size": {"recipe": "augreg"}, "no such model. Choose one of ViT-Ti_16": {"model_type": "swin"},
+    "AugReg has no such size": {"recipe": "augreg"}, "no such model. MODEL_ZOO": {"model_type": "swin"},
     "no setting is called 'learning_rat'": {"learning_rat": 0.1},
     "--min_learning_rate 1.0 is more than": {"min_learning_rate": 1.0},
     "float16 is too coarse": {"ema_decay": 0.9, "precision": "fp16", "fp16_opt_level": "O3"},

@@ -214,6 +214,7 @@ def test_an_evaluation_sees_images_as_the_paper_does():
 
 @pytest.mark.parametrize(("machine", "model"), [
     (None, "ViT-Ti_16"), (Machine("cpu", 16 << 30, 2), "ViT-Ti_16"), (Machine("cpu", 64 << 30, 32), "ViT-S_16"),
+    (Machine("mps", 64 << 30, 12), "ViT-S_16"),
     (Machine("cpu", 4 << 30, 32), "ViT-Ti_16"), (Machine("cuda", 6 << 30, 4), "DINOv2-S_14-reg"),
     (Machine("cuda", 24 << 30, 4), "DINOv2-B_14-reg"), (Machine("cuda", 80 << 30, 4), "DINOv2-L_14-reg")], ids=str)
 def test_the_machine_decides_the_model_of_photos_alone(machine, model):

@@ -4,20 +4,22 @@ import shlex
 
 import pytest
 
+from utils import launch
 from utils.config import FLAGS, ConfigError, Facts, Saved, parse, resolve
 from utils.config.retired import RETIRED
 
 FACTS = Facts(1797, 10)
+PYTHON = launch.python_command()
 
 
 @pytest.mark.parametrize(("argv", "words"), [
     ("--local_rank 0", "--local_rank is not used any more: torchrun"), ("--local-rank=0", "--local-rank is not used any more"),
     ("--seed 1 --gpu 0", "GPUS=0,1 bash train.sh"), ("--worker_timeout 7", "300 seconds"),
-    ("--float32_matmul high --precision fp32", "--precision tf32"), ("--prepare_size 9", "python dataset.py prepare"),
+    ("--float32_matmul high --precision fp32", "--precision tf32"), ("--prepare_size 9", f"{PYTHON} dataset.py prepare --size"),
     ("--check_data --dataset folder --data_dir tree --val_fraction 0.1 --seed 3",
-     "Run: python dataset.py check --dataset folder --data_dir tree --val_fraction 0.1"),
+     f"Run: {PYTHON} dataset.py check --dataset folder --data_dir tree --val_fraction 0.1"),
     ("--dataset folder --data_dir 'a b' --prepare small --prepare_size 128 --bad_images skip",
-     "Run: python dataset.py prepare small --size 128 --dataset folder --data_dir 'a b' --bad_images skip")])
+     f"Run: {PYTHON} dataset.py prepare small --size 128 --dataset folder --data_dir 'a b' --bad_images skip")])
 def test_a_retired_flag_names_what_to_type(argv, words):
     with pytest.raises(ConfigError) as caught:
         parse(shlex.split(argv))

@@ -3,10 +3,10 @@
 import pytest
 
 from configs import DATASETS, MODELS, RECIPES
-from models.checkpoints.hub import model_of
+from models.checkpoints import hub
 from models.checkpoints.published import published_name, published_names, require_published
 from models.errors import ModelError
-from utils.config import ConfigError, check_published, did_you_mean, name_model, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, name_model, parse, unknown_model
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -47,7 +47,7 @@ def test_a_model_at_another_size():
     assert unknown_model("vit_base_patch16_384") == (
         "--model_type vit_base_patch16_384: no such model. Did you mean ViT-B_16 with --img_size 384?")
     assert unknown_model("cait_xs24_384").endswith("Did you mean CaiT-XS24?")                # its row's own
-    assert "no such model. Choose one of ViT-Ti_16, " in unknown_model("swin")
+    assert unknown_model("swin").endswith("no such model. MODEL_ZOO.md lists the models")
 
 
 @pytest.mark.parametrize(("typed", "meant"), [
@@ -68,18 +68,21 @@ def test_published_names(typed, meant):
 def test_a_published_name_in_place_of_a_model():
     """Which starts from that file, unless the flags say otherwise."""
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert name_model({"model_type": name, "seed": 1}, model_of) == {
+    assert name_model({"model_type": name, "seed": 1}, hub) == {
         "model_type": "DINOv2-S_14-reg", "pretrained_dir": name, "seed": 1}
-    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, model_of) == {
+    assert name_model({"model_type": "facebook/dinov2-small", "pretrained_dir": "none"}, hub) == {
         "model_type": "DINOv2-S_14", "pretrained_dir": "none"}
-    assert name_model({"model_type": name, "resume_path": "r"}, model_of) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
+    assert name_model({"model_type": name, "resume_path": "r"}, hub) == {"model_type": "DINOv2-S_14-reg", "resume_path": "r"}
     for flags in ({}, {"model_type": "ViT-B_16"}, {"pretrained_dir": name}):
-        assert name_model(flags, model_of) == flags
+        assert name_model(flags, hub) == flags
     for typed, words in (("beitv2_base_patch16_224", "it has positions relative to each pair"),
                          ("naflexvit_base_patch16_gap.e300_s576_in1k", "it has images of any shape"),
-                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"), ("hf-hub:a/b", "no such model")):
+                         ("vit_base_patch_16", "no such model. Did you mean ViT-B_16?"),
+                         ("hf-hub:a/b", "a repository that MODEL_ZOO.md does not list. To start"),
+                         ("facebook/dinov2-smal", "a repository .* Did you mean facebook/dinov2-small or"),
+                         ("swin_tiny_patch4_window7_224", "no such model. MODEL_ZOO.md lists the models$")):
         with pytest.raises(ConfigError, match=f"--model_type {typed}: {words}"):
-            name_model({"model_type": typed}, model_of)
+            name_model({"model_type": typed}, hub)
 
 
 def test_a_start_that_no_model_here_is_of_says_why():
@@ -88,7 +91,7 @@ def test_a_start_that_no_model_here_is_of_says_why():
                          ("hf-hub:timm/vit_pwee_patch16_reg1_gap_256.sbb_in1k", "attention and MLP side by side")):
         with pytest.raises(ConfigError, match=f"--pretrained_dir {typed}: it has .*{words}.*, as no model here"):
             check_published({"pretrained_dir": typed}, lambda name: None, published_names())
-        with pytest.raises(ModelError, match=f"{typed}: it has .*{words}.*, as no model here"):
+        with pytest.raises(ModelError, match=f"{typed}: it has .*{words}.*, which no model here supports"):
             require_published(typed)
     with pytest.raises(ConfigError, match="no such file or folder"):
         check_published({"pretrained_dir": "beit_mine.pth"}, published_name, published_names())
@@ -102,3 +105,25 @@ def test_weights_that_are_there():
         check_published(flags, published_name, published_names())
     with pytest.raises(ConfigError, match=r"--checkpoint gone\.npz: no such file or folder"):
         check_published({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")
+
+
+def test_a_data_set_that_is_a_folder_of_ones_own_names_the_flags_for_it(tmp_path, monkeypatch):
+    """Whether the folder is typed as it is called or almost; also one in data/, and a list. Code is no data set."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("flowers", "my cats", "data/birds", "models"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models/a.py").touch()
+    (tmp_path / "birds.csv").touch()
+    folder = "For the images in {}: DATASET=folder DATA_DIR={} (--dataset folder --data_dir)."
+    for typed, words in (("flower", folder.format("flowers", "flowers") + " Did you mean flowers102?"),
+                         ("flowers", folder.format("flowers", "flowers") + " Did you mean flowers102?"),
+                         ("./my cats", folder.format("./my cats", "'./my cats'")),
+                         ("bird", folder.format("data/birds", "data/birds")),
+                         ("birds.csv", "For the images of the list birds.csv: DATASET=csv DATA_DIR=. "
+                          "(--dataset csv --data_dir)."),
+                         ("cifar", "Did you mean cifar10 or cifar100?")):
+        with pytest.raises(ConfigError) as caught:
+            parse(["--dataset", typed])
+        assert str(caught.value) == f"--dataset cannot be {typed!r}. {words}"
+    with pytest.raises(ConfigError, match=r"--dataset must be digits, .* or csv, got 'model'"):
+        parse(["--dataset", "model"])

@@ -57,7 +57,8 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
                                 "with, and much of what they know is lost. Add --img_size 384 (IMG_SIZE)"]),
     (GOOGLE | {"img_size": (384, 192)}, {"img_size": (128, 64)}, ["Add --img_size 384x192"]),
     ({"unknown_mean": True, "by": "x"}, {}, ["note: w.pth does not say by which mean and standard deviation its images were "
-                                             "normalized: those of ViT-B_16 are taken"])], ids=str)
+                                             "normalized: this run uses those of ViT-B_16. If they were "
+                                             "others, add --mean and --std, or put its config.json into its folder"])], ids=str)
 def test_a_new_task(view, flags, lines):
     """Larger images, and a crop in place of squeezing, are what fine-tuning does; a flag is meant; what a recipe does is told."""
     found = view_notes(config(**flags), Facts(1000, 10, start_view=view, start_path="w.pth"))

@@ -23,7 +23,7 @@ def test_folder(tmp_path):
     assert splits.classes == ("ant", "bee") and splits.can_flip
     assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
     assert splits.val.targets.tolist() == [0, 1, 1]
-    assert splits.test is splits.val and splits.val_name == "test"
+    assert splits.test is splits.val and splits.val_name == "val" and splits.val_is_test
     image, label = splits.train[3]
     assert image.mode == "RGB" and image.size == (10, 12) and label == 1 and image.getpixel((0, 0)) == (4, 8, 100)
 
@@ -72,7 +72,7 @@ BAD_TREES = {
     "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "--val_fraction 0.1"]),
     "no classes": ({"train": 0, "val": 0}, [
         "{root}/train is empty (except for hidden files). It must contain one folder per class"]),
-    "one class": ({"train/ant": 2, "val/ant": 1}, ["one class alone, ant", "nothing to learn"]),
+    "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
     "unsorted val": ({"train/ant": 2, "val": 2}, ["{root}/val contains images but no class folders", "one folder per class",
                                                  "ImageNet"]),
     "empty class": (GOOD_TREE | {"train/cat": 0, "val/cat": 1}, ["{root}/train", "of class cat"]),
@@ -126,12 +126,17 @@ def test_empty_held_out_folder_is_skipped(tmp_path):
         for name in ("val/bird", "test/fish")]
 
 
+@pytest.mark.parametrize(("held_out", "name"), [("valid", "val"), ("dev", "val"), ("Validation", "val"), ("test", "test")])
+def test_the_only_held_out_split_is_called_as_its_folder(tmp_path, held_out, name):
+    assert open_splits("folder", tree(tmp_path, {"train/a": 2, "train/b": 2, f"{held_out}/a": 1})).val_name == name
+
+
 def test_third_split_is_the_test_set(tmp_path):
     splits = open_splits("folder", tree(tmp_path / "three", {**GOOD_TREE, "test/ant": 4, "test/bee": 1}))
     assert (len(splits.train), len(splits.val), len(splits.test), splits.val_name) == (5, 3, 5, "val")
     unlabelled = tree(tmp_path / "two", {**GOOD_TREE, "test": 3})
     two = open_splits("folder", unlabelled)
-    assert two.val is two.test and two.val_name == "test"
+    assert two.val is two.test and two.val_name == "val"
     with pytest.raises(DataError, match="train and test have different classes"):
         open_splits("folder", tree(tmp_path / "other", {**GOOD_TREE, "test/wasp": 1}))
 
@@ -250,7 +255,7 @@ def test_tiny_imagenets_list_of_val_is_read(tmp_path):
 
 def test_held_out_split_that_lacks_a_class_gives_a_warning(tmp_path):
     notes = open_splits("folder", tree(tmp_path, GOOD_TREE | {"train/cat": 1, "val/cat": 0})).notes
-    assert "warning: test has no images of 1 of the 3 classes: cat" in notes
+    assert "warning: val has no images of 1 of the 3 classes: cat" in notes
 
 
 def test_picture_files_skips_hidden_files(tmp_path):

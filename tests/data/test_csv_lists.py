@@ -17,10 +17,11 @@ def test_csv(tmp_path):
     splits = open_splits("csv", csv_files(tmp_path, train="b.png,cat\na.png, a dog \nc.png,cat\n", val="d.png,cat"))
     assert splits.classes == ("a dog", "cat") and splits.can_flip and not csv_lists(str(tmp_path)).notes
     assert splits.train.targets.tolist() == [1, 0, 1] and splits.val.targets.tolist() == [1]
-    assert splits.test is splits.val and splits.val_name == "test"
+    assert splits.test is splits.val and splits.val_name == "val"
     assert [splits.train[index][0].getpixel((0, 0))[0] for index in range(3)] == [10, 0, 20]
     after = open_splits("csv", str(tmp_path), val_fraction=0.5)
     assert [len(after.train), after.val.targets.tolist(), after.val_name] == [2, [1], "val"] and len(after.test) == 1
+    assert after.notes[0] == "test: the 1 image of val, since --val_fraction draws another val from train"
 
 
 def test_csv_with_three_lists(tmp_path):
@@ -28,7 +29,7 @@ def test_csv_with_three_lists(tmp_path):
     splits = open_splits("csv", root)
     assert [split.targets.tolist() for split in (splits.train, splits.val, splits.test)] == [[0, 1], [1], [0, 0]]
     assert splits.val_name == "val"
-    with pytest.raises(DataError, match=r"validation split of its own \(1 images\)"):
+    with pytest.raises(DataError, match=r"already has a validation split \(1 image\)"):
         open_splits("csv", root, val_fraction=0.5)
     drawn = open_splits("csv", root, test_fraction=0.4)
     assert drawn.val is drawn.test and len(drawn.train) + len(drawn.test) == 5

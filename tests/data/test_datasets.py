@@ -61,7 +61,8 @@ def test_published_splits(tmp_path, monkeypatch, name):
     splits = open_splits(name, make(tmp_path, monkeypatch))
     assert (len(splits.train), len(splits.val), len(splits.test)) == sizes
     assert len(set(splits.classes)) == len(splits.classes) == classes and splits.can_flip is flip
-    assert (splits.val is splits.test) == (splits.val_name == "test")
+    assert splits.val_is_test == (splits.val is splits.test)
+    assert splits.val_name == ("val" if name in ("digits", "imagenet", "folder", "csv") else "test")
     for split in (splits.train, splits.val, splits.test):
         assert split.targets.shape == (len(split),) and split.targets.dtype == np.int64
         assert set(split.targets.tolist()) <= set(range(classes))

@@ -90,7 +90,7 @@ def test_default_workers(monkeypatch):
         monkeypatch.setattr(data, "core_count", lambda cores=cores: cores)
         assert data.default_workers("folder", ranks, "cuda") == gpu, (cores, ranks)
         assert data.default_workers("folder", ranks, "cpu") == cpu, (cores, ranks)
-        assert data.default_workers("digits", ranks, "cuda") == 0
+        assert data.default_workers("digits", ranks, "cuda") == data.default_workers("folder", ranks, "mps") == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

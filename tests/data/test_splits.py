@@ -119,8 +119,15 @@ def test_a_drawn_test_set_takes_from_all_images(own_val):
     assert with_val.test is after.test and with_val.val_name == "val"
 
 
+def test_a_drawn_val_without_a_test_set_only_chooses():
+    whole, none = published(), Subset(images(), [])
+    after = hold_out(whole.replace(val=none, test=none), 0.2, 0)
+    assert after.val is after.test and after.val_name == "val" and not after.val_is_test
+    assert whole.val_is_test and draw_test(after, 0.2, 0).val_is_test
+
+
 def test_a_share_that_cannot_be_held_out_is_reported():
-    with pytest.raises(DataError, match=r"--val_fraction: .* validation split of its own \(12 images\)\. Omit --val_fraction"):
+    with pytest.raises(DataError, match=r"--val_fraction: .* already has a validation split \(12 images\)\. Omit --val_fraction"):
         hold_out(published(own_val=True), 0.1, 0)
     alone = images((1, 1))
     with pytest.raises(DataError, match=r"--val_fraction 0.5: no class has two images"):

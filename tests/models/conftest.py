@@ -1,4 +1,4 @@
-"""For tests that compile models."""
+"""Fixtures for tests that compile models."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def reset_compiler():
-    """What others have compiled is not there, nor what this test does afterwards."""
+    """Clear the compiler's state before and after the test."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""`python -m models FILE`: what a file of weights is, in words, from its header alone."""
+"""`python -m models FILE`: describes a file of weights by its header."""
 
 import json
 import re
@@ -24,7 +24,7 @@ SMALL = {"patch_size": 14, "hidden_size": 32, "mlp_dim": 128, "num_heads": 2, "n
 
 
 def dino(folder: Path, **said) -> Path:
-    """A small DINOv2 with registers, with timm's config.json."""
+    """Save a small DINOv2 with registers, with timm's config.json."""
     folder.mkdir()
     row = architecture(**MODELS["DINOv2-S_14-reg"].to_dict() | SMALL)
     save_file({name: value.clone() for name, value in random_model(row, 3).state_dict().items()}, folder / "model.safetensors")
@@ -44,7 +44,7 @@ def printed(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_a_folder_of_timm(tmp_path, capsys):
     code, out, err = printed(capsys, dino(tmp_path / "x"))
     assert (code, err) == (0, "")
-    assert "model: DINOv2 ViT, width 32, 1 block, patch 14, 4 registers, 28 px (MODEL_TYPE=DINOv2-S_14-reg, with the" in out
+    assert "model: DINOv2-reg (width 32, 1 block, patch 14), 4 registers, 28 px (MODEL_TYPE=DINOv2-S_14-reg, with the" in out
     assert "sizes: width 32, MLP 128, 2 heads, 1 block, patches of 14 px, images of 28 x 28 px in 3 channels\n" in out
     assert "images: mean 0.1 0.2 0.3, std 1 1 1; evaluated bicubic, the middle 90 % of the shorter side\n" in out
     assert "head: 3 outputs (ant, bee, cat), which reads the cls token\nlicence: cc-by-nc-4.0\n" in out
@@ -52,21 +52,21 @@ def test_a_folder_of_timm(tmp_path, capsys):
 
 
 def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
-    """What to type is right as it stands, of paths with spaces too."""
+    """The command to type works as printed, also for paths with spaces."""
     run, named = tmp_path / "a run", tmp_path / "a run/step-00000003.pt"
     write_checkpoint(run / "best.pt")
     shutil.copy(run / "best.pt", named)
     for path in (run, run / "best.pt", named):
         out = printed(capsys, path)[1]
-        words = shlex.split(out.rpartition("python predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
+        words = shlex.split(out.rpartition("predict.py ")[2].replace("IMAGES", shlex.quote(str(run))))
         assert predict.parse(words).model == str(named if path == named else run)
-        assert "(MODEL_TYPE=ViT-Nano_2), of a run of train.py, step" in out
+        assert "(MODEL_TYPE=ViT-Nano_2, with other sizes), of a run of train.py, step" in out
         assert "head: 10 classes (0, 1, 2, ...), which reads the cls" in out
     torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
     out = printed(capsys, tmp_path / "an x.pth")[1]
-    assert "number of heads not told" in out
+    assert "number of heads unknown" in out
     assert out.endswith(f"use it: PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
-    assert ", as of the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
+    assert ", from the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
 
 
 def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
@@ -75,8 +75,25 @@ def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
     assert code == 0 and "model: DINOv2 ViT-S/14, 4 registers, 518 px (MODEL_TYPE=DINOv2-S_14-reg)\nlicence: apache-2.0\n" in out
 
 
+@pytest.mark.parametrize("typed, words", [
+    ("dinov2-small", "Did you mean facebook/dinov2-small or"), ("DINOv2-S", "Did you mean DINOv2-S_14, DINOv2-S_14-reg or"),
+    ("facebook/dinov2-smal", "Did you mean facebook/dinov2-small"), ("facebook/dinov3-vits16", "a repository that MODEL_ZOO.md"),
+    ("google/siglip2-base", "Did you mean google/siglip2-base-patch16-224"),
+    ("swin_tiny_patch4_window7_224", "MODEL_ZOO.md lists"),
+    ("hf-hub:me/model", "To try it: PRETRAINED_DIR=hf-hub:me/model bash train.sh")])
+def test_a_name_that_is_almost_right_or_unlisted(capsys, typed, words):
+    code, out, err = printed(capsys, typed)
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err and "configs.py" not in err, err
+
+
+def test_terms_of_a_publisher_are_named_with_their_page(capsys):
+    out = printed(capsys, "facebook/dinov3-vits16-pretrain-lvd1689m")[1]
+    assert "access: the publisher may ask you to accept the terms at https://huggingface.co/facebook/dinov3-vits16-" in out
+    assert "access:" not in printed(capsys, "facebook/dinov2-small")[1]
+
+
 def with_arrays(**more: torch.Tensor | None) -> Callable:
-    """Changes the file: other arrays, or fewer (None)."""
+    """Return a function that changes arrays of the file, or removes them (None)."""
     def change(folder: Path) -> None:
         state = load_file(folder / "model.safetensors") | more
         save_file({name: value for name, value in state.items() if value is not None}, folder / "model.safetensors")
@@ -91,14 +108,14 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "model.safetensors: "),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
-     "config.json says hidden_size 384, and its arrays have hidden_size 32"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "no file or folder|neither|no checkpoint")])
-def test_what_is_no_model_is_one_line(tmp_path, capsys, change, words):
+     "config.json says hidden_size 384, but its arrays have hidden_size 32"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safe")])
+def test_a_file_that_is_no_model_is_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))
     code, out, err = printed(capsys, tmp_path / "x")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("python -m models: ") and re.search(words, err), err
 
 
-def test_as_a_command():
+def test_it_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "models", "no/such"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("python -m models: no file or folder at no/such") and not done.stdout
+    assert done.returncode == 2 and done.stderr.startswith("python -m models: error: no/such: no such file") and not done.stdout

@@ -1,4 +1,4 @@
-"""Self-, talking-heads and class attention, and recording their weights without touching the forward pass."""
+"""Self-, talking-heads and class attention, and recording their weights without changing the forward pass."""
 
 import contextlib
 
@@ -20,7 +20,7 @@ HYBRID = architecture(1, 32, 64, 2, 2, img_size=32, resnet_layers=(1,), resnet_w
 
 
 def random_model(row=SMALL, img_size=None, **overrides):
-    """With a head that is not zero."""
+    """Return a model whose head is not zero."""
     torch.manual_seed(0)
     model = create_model(row, 5, img_size, **overrides).eval()
     for name in model.head_names():
@@ -52,8 +52,8 @@ def test_self_attention_is_the_formula():
     torch.testing.assert_close(layer(x), layer.proj(torch.cat(heads, dim=-1)))
 
 
-def test_keys_without_a_bias():
-    """As a layer whose bias of the keys is zero."""
+def test_keys_without_a_bias_are_as_with_a_zero_bias():
+    """They compute the same as a layer whose key bias is zero."""
     layer, whole = SelfAttention(12, 3, qkv_bias="qv"), SelfAttention(12, 3)
     for bias in (layer.qkv.q_bias, layer.qkv.v_bias):
         nn.init.normal_(bias)
@@ -138,14 +138,14 @@ DROPOUT = {"dropout_rate": 0.2, "attention_dropout_rate": 0.2, "drop_path_rate":
 
 
 def sums(maps: list[torch.Tensor], row) -> list[torch.Tensor]:
-    """Of the rows; those of talking heads can be anything."""
+    """Return the sums of the rows, except for talking heads, where they can be anything."""
     return [map.sum(-1) for map in (maps[row.num_layers:] if row.class_layers else maps)]
 
 
 @pytest.mark.parametrize("case", RECORDED)
 @torch.no_grad()
 def test_recording_changes_nothing(case):
-    """Logits bitwise the same, one map a layer, rows that sum to 1, no hook left. A second forward pass replaces the maps."""
+    """Same logits bit for bit, one map per layer, rows that sum to 1, no hook left. A second forward pass replaces the maps."""
     row, img_size, shapes = RECORDED[case]
     model = random_model(row, img_size)
     images = images_of(model)
@@ -164,7 +164,7 @@ def test_recording_changes_nothing(case):
 
 @pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
 def test_recording_in_training_keeps_gradients_and_random_numbers(row):
-    """Also with dropout: the same numbers are drawn, the same gradients come out."""
+    """Also with dropout: the random numbers and the gradients are the same."""
     model = random_model(row, **DROPOUT).train()
     images, results = images_of(model), []
     for recording in (False, True):
@@ -179,7 +179,7 @@ def test_recording_in_training_keeps_gradients_and_random_numbers(row):
     assert not any(map.requires_grad for map in maps)                                     # no graph is kept for them
 
 
-def test_an_exception_passes_and_the_hooks_of_others_stay():
+def test_an_exception_passes_through_and_other_hooks_stay():
     model = random_model()
     model.blocks[0].attn.attend.register_forward_hook(lambda *_: None)
     with pytest.raises(KeyError, match="mine"), record_attention(model):
@@ -238,7 +238,7 @@ def test_a_layer_that_did_not_run_is_an_error():
 @pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph(row, reset_compiler):
-    """Nothing that serves recording, or steps aside for hooks, breaks the graph."""
+    """Neither the support for recording nor the checks for hooks break the graph."""
     model = random_model(row)
     images = images_of(model)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
@@ -247,13 +247,13 @@ def test_a_compiled_model_is_one_graph(row, reset_compiler):
 @pytest.mark.parametrize("warm", [True, False])
 @torch.no_grad()
 def test_a_compiled_model_records_or_raises(warm, reset_compiler):
-    """Never maps that are missing, or the maps of other images. And recording leaves no trace in later results."""
+    """Maps are never missing or those of other images, and recording does not change later results."""
     model = random_model()
     images = images_of(model)
     compiled = torch.compile(model, backend="eager")
     if warm:
         compiled(images)
-    for _ in range(2):                             # the second time, what the first has compiled is there
+    for _ in range(2):                             # the second time, the compiled code of the first exists
         try:
             with record_attention(compiled) as maps:
                 logits = compiled(images)
@@ -270,8 +270,8 @@ def test_a_compiled_model_records_or_raises(warm, reset_compiler):
         model(images)
 
 
-def test_forward_does_not_hold_the_weights(monkeypatch):
-    """Without recording, nothing computes them."""
+def test_forward_does_not_store_the_weights(monkeypatch):
+    """Without recording, they are not computed."""
     monkeypatch.setattr(Attend, "weights", lambda *_: pytest.fail("weights were computed"))
     calls = []
     attention = F.scaled_dot_product_attention

@@ -1,4 +1,4 @@
-"""What all families share: parts of a forward pass, recording and editing by the model's own methods, the order of layers."""
+"""The base class: forward passes in two parts, recording and editing by methods of the model, the order of layers."""
 
 import copy
 import pickle
@@ -27,8 +27,8 @@ HOOKED = {**FAMILIES, "hybrid": {"patch_size": 1, "resnet_layers": (1,), "resnet
 @pytest.mark.filterwarnings("ignore")                      # torch.ao.quantization is deprecated, and people use it
 @pytest.mark.parametrize("family", HOOKED)
 @torch.no_grad()
-def test_pytorch_s_own_ways_with_modules(family):
-    """A copy, a pickle of the state, quantized linear layers. (Eight bits move a logit, and do not change what it is.)"""
+def test_copies_state_pickles_and_quantized_layers_work(family):
+    """Quantization to eight bits changes logits only slightly."""
     row = architecture(**TINY | HOOKED[family])
     model = filling.random_model(row, 3, (8, 12), std=0.2, **{"sigmoid_attention": "last"} if family == "sigmoid" else {}).eval()
     images = torch.randn(2, 3, 8, 12)
@@ -55,7 +55,7 @@ def test_a_compiled_model_computes_the_same(family):
 @pytest.mark.parametrize("family", ["dino", "mean", "pe"])
 @torch.no_grad()
 def test_an_exported_graph_computes_the_same(family):
-    """Of any batch."""
+    """For any batch size."""
     model, images = random_model(family), torch.randn(3, 3, 8, 12)
     graph = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
     for count in (1, 3):
@@ -66,7 +66,7 @@ def test_an_exported_graph_computes_the_same(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_a_forward_pass_in_two_parts_is_the_whole(family, first):
-    """Also while the layers from there on are recorded, whose maps are those of the whole."""
+    """Also while recording the layers of the second part; their maps are those of the whole model."""
     model, images = random_model(family), torch.randn(2, 3, 8, 12)
     with record_attention(model) as maps:
         whole = model(images)
@@ -81,7 +81,7 @@ def test_a_forward_pass_in_two_parts_is_the_whole(family, first):
 
 @torch.no_grad()
 def test_a_model_records_and_edits_itself():
-    """Its methods are the functions of the package."""
+    """Its methods do the same as the functions of the package."""
     model, images = random_model("deit", sigmoid_attention="last"), torch.randn(2, 3, 8, 12)
     values, edited = torch.rand(1, 2, 3), torch.rand(1, 2, 3) < 0.5
     with model.recording() as maps, model.recording_patch_logits() as logits, model.editing(values, edited):

@@ -1,4 +1,4 @@
-"""CaiT: the published code's numbers, talking heads, where dropout acts, initial values, sizes."""
+"""CaiT: numbers of the published code, talking heads, where dropout acts, initial values, sizes."""
 
 import pytest
 import reference
@@ -14,8 +14,8 @@ SMALL = architecture(4, 32, 64, 4, 3, img_size=16, class_layers=2, layer_scale=1
 
 
 @torch.inference_mode()
-def test_the_published_numbers():
-    """Features, logits, and the maps of both kinds of layers."""
+def test_outputs_are_those_of_the_published_code():
+    """Features, logits, and the attention maps of both kinds of layers."""
     expected, images = reference.torch_expected("cait"), reference.torch_images("cait")
     model = published_model("cait")
     assert type(model) is CaiT
@@ -41,7 +41,7 @@ def test_weights_times_values_is_the_forward_pass_of_talking_heads(dtype):
 
 
 def test_dropout_acts_on_the_weights_of_talking_heads():
-    """With the identity in place of v, the output is the weights: some are zero, the others divided by 1 - rate."""
+    """If v is the identity, the output is the weights: some are zero, the others divided by 1 - rate."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 2, 4, 9, 8)
     mixers = [nn.Linear(4, 4) for _ in range(2)]
@@ -51,8 +51,8 @@ def test_dropout_acts_on_the_weights_of_talking_heads():
     torch.testing.assert_close(ratio[ratio != 0], torch.full_like(ratio[ratio != 0], 1 / 0.75))
 
 
-def test_stochastic_depth_and_dropout_act_in_the_talking_heads_layers_alone():
-    """One rate in all of them, as in the published code."""
+def test_stochastic_depth_and_dropout_act_only_in_the_talking_heads_layers():
+    """With the same rate in all of them, as in the published code."""
     model = create_model(SMALL, 5, drop_path_rate=0.2, dropout_rate=0.1, attention_dropout_rate=0.3)
     assert [block.drop_path.p for block in model.blocks] == [0.2] * 3
     assert [block.attn.attend.dropout_rate for block in model.blocks] == [0.3] * 3

@@ -1,4 +1,4 @@
-"""Kernels for a CPU: as exact as PyTorch's own, and out of the way where a module is hooked, replaced or wrapped."""
+"""Kernels for a CPU: as exact as PyTorch's own, and not used if a module is hooked, replaced or wrapped."""
 
 import contextlib
 import copy
@@ -48,12 +48,12 @@ def predict(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tenso
 
 
 def bend(x: torch.Tensor) -> torch.Tensor:
-    """A change that no norm behind it takes out again."""
+    """Change the values in a way that no later norm removes."""
     return x + x.square()
 
 
 class Wrapped(nn.Module):
-    """As an adapter: the layer is inside."""
+    """Like an adapter: contains the layer."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -99,7 +99,7 @@ def test_a_change_of_any_module_with_weights_acts(family, change, dtype):
 
 
 class Adapted(nn.Module):
-    """As peft's LoRA: the layer, and two of its own kind with a small width between them; none of them is called `weight`."""
+    """Like peft's LoRA: the layer, and two of its own class with a small width between them; no parameter is called `weight`."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int = 2):
         super().__init__()
@@ -118,7 +118,7 @@ class Adapted(nn.Module):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_of_all_layers_learn(family, dtype):
-    """At their start they change nothing, and their second layers have gradients; a small step changes little."""
+    """At first they change nothing, and their second layers have gradients; a small step changes little."""
     model = random_model(family, 0.2)
     plain = predict(model)
     for name in [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]:
@@ -153,7 +153,7 @@ def test_lora_of_peft_learns_in_all_layers(family, dtype):
 
 
 class Int8(torch.Tensor):
-    """As torchao's weights: whole numbers with a scale for each row, which a linear layer alone can use."""
+    """Like torchao's weights: integers with a scale for each row, which only a linear layer can use."""
 
     @staticmethod
     def __new__(cls, weight):
@@ -208,7 +208,7 @@ def test_int8_weights_of_torchao(family, kind, dtype):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dynamic_quantization(family):
-    """Every linear layer is replaced by a module whose weight is no tensor."""
+    """It replaces every linear layer by a module whose weight is not a tensor."""
     quantization = pytest.importorskip("torch.ao.quantization")
     model = random_model(family, 0.2)
     plain, quantized = predict(model), quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
@@ -231,12 +231,12 @@ def test_hooks_of_all_modules_see_each_of_them(family, dtype):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_are_counted(family, dtype):
-    """Those of both layers of an MLP, also without PyTorch's counter, whose hooks would send the kernels away."""
+    """In both layers of an MLP, also without PyTorch's counter, whose hooks would disable the kernels."""
     model, products = random_model(family), []
     with FlopCounterMode(display=False) as counter:
         predict(model, dtype)
     counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
-    assert counts["blocks.1.mlp.fc1"] == (1 + (family == "dino")) * counts["blocks.1.mlp.fc2"] > 0       # a gate beside the value
+    assert counts["blocks.1.mlp.fc1"] == (1 + (family == "dino")) * counts["blocks.1.mlp.fc2"] > 0       # a gate and a value
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -251,7 +251,7 @@ def test_operations_are_counted(family, dtype):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_forward_derivatives(dtype):
-    """Of an MLP without gradients, as a finite difference has them."""
+    """Those of an MLP without gradients agree with a finite difference."""
     torch.manual_seed(0)
     mlp, x, direction = Mlp(8, 16, "tanh"), torch.randn(2, 8), torch.randn(2, 8)
     expected = (mlp(x + 1e-2 * direction) - mlp(x - 1e-2 * direction)).detach() / 2e-2
@@ -273,7 +273,7 @@ def test_backward_hooks_on_talking_heads_are_called():
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_maps_of_wrapped_talking_heads_are_recorded_in_float32(dtype):
-    """Also in a model whose weights are half precision."""
+    """Also in a model with weights in half precision."""
     model, images = random_model("cait").to(dtype), torch.randn(2, 3, 8, 12).to(dtype)
     with torch.no_grad(), record_attention(model) as plain:
         model(images)
@@ -290,7 +290,7 @@ def test_maps_of_wrapped_talking_heads_are_recorded_in_float32(dtype):
 @pytest.mark.parametrize("family", ["dino", "pool"])
 @pytest.mark.filterwarnings("error")
 def test_half_precision_learns_what_float32_does(family, how):
-    """Logits and gradients, under autocast and (O3) with half weights; RMSNorm without PyTorch's warning of mixed types."""
+    """Logits and gradients, under autocast and (O3) with half weights; RMSNorm causes no warning about mixed types."""
     model, images = random_model(family, 0.2), torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     half, dtype = copy.deepcopy(model), torch.float16 if how == "float16" else torch.bfloat16
     half = half if how == "autocast" else half.to(dtype)
@@ -307,7 +307,7 @@ def test_half_precision_learns_what_float32_does(family, how):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_switch_turns_all_kernels_off(family, dtype, monkeypatch):
-    """The results are the same to rounding."""
+    """The results are the same up to rounding."""
     model = random_model(family)
     with_kernels = predict(model, dtype)
     monkeypatch.setattr(cpu_bfloat16, "enabled", False)
@@ -324,7 +324,7 @@ def test_the_switch_turns_all_kernels_off(family, dtype, monkeypatch):
 
 @pytest.mark.parametrize("tokens", [5, 197])
 def test_bfloat16_on_a_cpu_is_the_fused_kernel(tokens):
-    """Output and gradients, to the rounding of bfloat16 (8 bits), against float32; no worse than torch's own kernel."""
+    """Output and gradients, up to the rounding of bfloat16 (8 bits), against float32; no worse than torch's own kernel."""
     torch.manual_seed(0)
     exact = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
     expected = F.scaled_dot_product_attention(*exact)
@@ -340,7 +340,7 @@ def test_bfloat16_on_a_cpu_is_the_fused_kernel(tokens):
     assert max(errors[0]) < 0.01 and all(ours < 2 * theirs for ours, theirs in zip(*errors)), errors
 
 
-def test_bfloat16_on_a_cpu_drops_weights_in_training_alone():
+def test_bfloat16_on_a_cpu_drops_weights_only_in_training():
     torch.manual_seed(0)
     q, k = (torch.randn(1, 1, 200, 8).bfloat16() for _ in range(2))
     attend, ones = Attend(0.25), torch.ones(1, 1, 200, 8).bfloat16()
@@ -349,7 +349,7 @@ def test_bfloat16_on_a_cpu_drops_weights_in_training_alone():
     assert attend.eval()(q, k, ones).float().sub(1).abs().max() < 0.01
 
 
-def test_bfloat16_on_a_cpu_does_not_hold_the_weights_of_long_sequences(monkeypatch):
+def test_bfloat16_on_a_cpu_does_not_store_the_weights_of_long_sequences(monkeypatch):
     monkeypatch.setattr("models.cpu_bfloat16.MAX_TOKENS", 6)
     called, fused = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: called.append(len(k[0, 0])) or fused(q, k, v))
@@ -374,7 +374,7 @@ def test_bfloat16_on_a_cpu_keeps_no_float32_weights_for_the_backward_pass():
 @pytest.mark.skipif(not cpu_bfloat16._has_linear_gelu(), reason="a processor or a PyTorch without oneDNN's bfloat16")
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
 def test_evaluation_in_bfloat16_is_rounded_no_worse(gelu, monkeypatch):
-    """Against float64: the product with GELU behind it, which rounds once, and the two apart, as in training."""
+    """Against float64: the fused product and GELU, which round once, and the two separately, as in training."""
     torch.manual_seed(0)
     mlp, x, errors = Mlp(64, 256, gelu), torch.randn(4, 50, 64), []
     exact = copy.deepcopy(mlp).double()(x.double())

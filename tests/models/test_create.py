@@ -1,4 +1,4 @@
-"""The door to the models and create_model: names and arguments, published sizes, one line for all that cannot be built."""
+"""The public functions and create_model: names and arguments, published sizes, one-line errors."""
 
 import inspect
 import json
@@ -48,7 +48,7 @@ PARAMETERS = {
 
 
 def test_public_names_keep_their_arguments():
-    """Users hold on to them."""
+    """Users rely on them."""
     assert set(models.__all__) == FUNCTIONS.keys() | CLASSES
     for name, arguments in FUNCTIONS.items():
         signature = inspect.signature(getattr(models, name))
@@ -58,8 +58,8 @@ def test_public_names_keep_their_arguments():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (8, 12)])
-def test_a_bare_table_of_images_that_are_not_square(tmp_path, size):
-    """Of the size that is given with the row."""
+def test_a_position_table_of_images_that_are_not_square_is_read(tmp_path, size):
+    """For the image size that is passed with the row."""
     model = create_model(SMALL, 3, size).eval()
     save_plain(model, tmp_path / "x.pth")
     keys = {"gelu": SMALL.gelu, "norm_eps": SMALL.norm_eps}
@@ -76,7 +76,7 @@ def test_names_of_models_and_errors_need_no_pytorch():
 
 
 def test_every_listed_model_has_a_golden_count():
-    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS) | set(FAMILIES)      # theirs: test_families
+    assert list_models() == list(MODELS) and set(list_models()) == set(PARAMETERS) | set(FAMILIES)      # those: test_families
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -98,9 +98,9 @@ def test_the_name_of_a_published_file_is_that_of_its_model():
 
 
 @pytest.mark.parametrize("name, img_size, message", [
-    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*; take 224 or 240$"),
-    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*; take 96 or 112$"),
-    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*; take 224 or 256$"),
+    ("ViT-B_16", 230, "230x230: 230 is not a multiple of 16, .*. Use 224 or 240$"),
+    ("ViT-B_16", (224, 100), "224x100: 100 is not a multiple of 16, .*. Use 96 or 112$"),
+    ("R-ViT-Ti_16", 225, "225 is not a multiple of 32, .*. Use 224 or 256$"),
 ])
 def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     with pytest.raises(ModelError, match=message):
@@ -108,14 +108,16 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"name_or_config": "ViT-B_17"}, "unknown model 'ViT-B_17'; known are ViT-Ti_16, "),
+    ({"name_or_config": "ViT-B_17"}, r"unknown model 'ViT-B_17'\. Did you mean ViT-B_16\? list_models\(\)"),
     ({"name_or_config": "beitv2_base_patch16_224"}, "unknown model 'beitv2_base_patch16_224'"),
-    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model has .*dropout_rate"),
+    ({"droput_rate": 0.1}, "unknown keys droput_rate; a model's row has .*dropout_rate"),
+    ({"name_or_config": "dinov2-small"}, r"Did you mean facebook/dinov2-small or "),
+    ({"pretrained": True}, "pretrained=True: must be a file, a folder or a published name, such as pretrained='vit_small"),
     ({"head": "new"}, "head='new': must be 'zero' or 'keep'"),
     ({"head": "keep"}, "head='keep' needs pretrained="),
     ({"num_classes": 0}, "num_classes 0: must be 1 or more"),
     ({"num_heads": 5}, "hidden_size 32 is not divisible by num_heads 5"),
-    ({"num_layers": "two"}, "num_layers='two': must be of the type of the row's 2"),
+    ({"num_layers": "two"}, "num_layers='two': must have the type of the row's value, 2"),
     ({"classifier": "map"}, "classifier 'map': must be token, gap, patch_mean, mean, token_mean or attention$"),
     ({"position_resize": "nearest"}, "position_resize 'nearest': must be a rule of models/layers.py RESIZE_RULES, such as"),
     ({"dropout_rate": 1.0}, "dropout_rate 1.0: must be at least 0 and below 1"),
@@ -125,16 +127,16 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"resnet_layers": (1, 0)}, r"resnet_layers \(1, 0\): must be None, or the number of units of every stage"),
     ({"resnet_layers": (1,), "resnet_width": 40, "img_size": 32}, "resnet_width 40: must be a multiple of 32"),
     ({"classifier": "patch_mean", "representation_size": 8}, "representation_size 8: classifier 'patch_mean' has no pre_logits"),
-    ({"layer_scale": -0.1}, r"layer_scale -0.1: must be 0 \(no factors of the branches\) or above"),
+    ({"layer_scale": -0.1}, r"layer_scale -0.1: must be above 0, or 0 for a model without LayerScale"),
     ({"classifier": "token", "class_token": False}, r"classifier 'token': the model has no cls token \(class_token\)"),
-    ({"positions": "none"}, "positions 'none': without rotary ones"),
-    ({"rope": "dinov3", "hidden_size": 36, "num_heads": 6}, "heads' width 6"),
-    ({"rope": "eva"}, "rope_grid 0: for rope 'eva' and 'pe'"),
-    ({"rope_grid": 3}, "rope_grid 3: for rope 'eva' and 'pe'"),
+    ({"positions": "none"}, "positions 'none': without rotary positions"),
+    ({"rope": "dinov3", "hidden_size": 36, "num_heads": 6}, "the width of a head, 6"),
+    ({"rope": "eva"}, "rope_grid 0: must be the number of patches per side"),
+    ({"rope_grid": 3}, "rope_grid 3: must be .* 0 for others"),
     ({"classifier": "attention", "pool_heads": 5}, r"pool_heads 5: hidden_size \d+ is not divisible by it"),
     ({"distilled": True, "registers": 1}, r"registers 1: a distilled DeiT \(distilled\) has no such part, must be 0"),
     ({"class_layers": 2, "layer_scale": 0.1, "mlp": "swiglu"}, r"mlp 'swiglu': CaiT \(class_layers\) has no such part"),
-    ({"resnet_layers": (1,), "img_size": 32, "patch_bias": False}, "patch_bias False: the patches of a hybrid"),
+    ({"resnet_layers": (1,), "img_size": 32, "patch_bias": False}, "patch_bias False: the patch embedding of a hybrid"),
     ({"class_layers": 2}, r"layer_scale 0.0: CaiT \(class_layers\) multiplies its branches by it, must be above 0"),
     ({"class_layers": 2, "distilled": True}, "distilled and class_layers: the first makes a DeiT"),
     ({"distilled": True, "classifier": "gap"}, r"classifier 'gap': a distilled DeiT \(distilled\) reads its tokens"),
@@ -149,7 +151,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_overrides_act_on_this_model_alone():
+def test_overrides_act_only_on_this_model():
     before = MODELS["ViT-Nano_2"].to_dict()
     model = create_model("ViT-Nano_2", num_layers=2, dropout_rate=0.25, representation_size=48)
     assert len(model.blocks) == 2 and model.pos_drop.p == 0.25 and model.pre_logits.fc.out_features == 48
@@ -157,8 +159,8 @@ def test_overrides_act_on_this_model_alone():
     assert (model.training, model.load_report, model.num_classes) == (True, None, 1000)
 
 
-def test_numbers_of_numpy_are_taken():
-    """What a program computes; files hold Python's own alone."""
+def test_numpy_numbers_are_accepted():
+    """Computed values are often NumPy's; files hold only Python's."""
     numpy_row = architecture(np.int64(4), 8, 8, np.int32(2), 1, drop_path_rate=np.float64(0.1))
     for row, keys in ((numpy_row, {}), ("ViT-Nano_2", {
             "patch_size": np.int64(4), "hidden_size": np.uint8(8), "mlp_dim": np.int32(8), "num_heads": np.int64(2),
@@ -168,14 +170,14 @@ def test_numbers_of_numpy_are_taken():
         assert model.img_size == (8, 8) and model.num_classes == 10 and model.config.drop_path_rate == 0.1
         values = [*model.config.values(), *model.config.mean, *model.img_size, model.num_classes]
         assert not [value for value in values if isinstance(value, np.generic)]
-    assert isinstance(numpy_row.drop_path_rate, np.float64)                          # the caller's row stays
+    assert isinstance(numpy_row.drop_path_rate, np.float64)                          # the caller's row does not change
     assert create_model("ViT-Nano_2", 10, np.int64(8)).img_size == (8, 8)
     with pytest.raises(ModelError, match=r"drop_path_rate 1\.5"):
         create_model("ViT-Nano_2", 10, drop_path_rate=np.float64(1.5))
 
 
-def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
-    """Every parameter is in memory, contiguous, trainable and the file's or zero."""
+def test_no_initial_values_are_drawn_for_loaded_parameters(tmp_path):
+    """Every parameter is in memory, contiguous and trainable, with the file's values or zeros."""
     source = create_model("ViT-Nano_2", 7)
     save_npz(source, tmp_path / "x.npz")
     state = torch.get_rng_state()
@@ -187,8 +189,8 @@ def test_nothing_is_drawn_for_what_a_file_fills(tmp_path):
     assert len({value.untyped_storage().data_ptr() for value in model.parameters()}) == len(list(model.parameters()))
 
 
-def test_a_model_without_initial_values():
-    """For a caller who loads all of them: nothing is drawn, and what comes of it is the model of the state."""
+def test_a_model_without_initial_values_takes_a_state():
+    """For a caller who loads all parameters: nothing is drawn, and the result is the model of the state."""
     source, state = create_model("ViT-Nano_2", 7), torch.get_rng_state()
     model = create_model("ViT-Nano_2", 7, initialise=False)
     assert torch.equal(torch.get_rng_state(), state) and not any(value.is_meta for value in model.parameters())
@@ -197,8 +199,8 @@ def test_a_model_without_initial_values():
     assert torch.equal(model.eval()(images), source.eval()(images)) and all(value.requires_grad for value in model.parameters())
 
 
-def test_a_file_tells_its_model(tmp_path):
-    """Without a name: row, image size and classes; of a run of ours too."""
+def test_a_file_determines_its_model(tmp_path):
+    """Without a name: row, image size and classes; also for a run of ours."""
     sizes = {"patch_size": 4, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64, "img_size": 8}
     row = architecture(**MODELS["DINOv2-S_14-reg"].to_dict() | sizes)
     model = create_model(row, 3)

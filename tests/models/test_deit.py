@@ -41,7 +41,7 @@ def test_distilled_deit_is_the_published_one():
     assert (cls - dist).abs().max() > 0.1
 
 
-def test_both_heads_come_out_while_distilling_in_training_alone():
+def test_both_heads_are_returned_only_while_distilling_in_training():
     model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
     assert model.training and not model.distilling
     mean = model(images)
@@ -52,8 +52,8 @@ def test_both_heads_come_out_while_distilling_in_training_alone():
     torch.testing.assert_close(model.eval()(images), mean)
 
 
-def test_every_parameter_learns_from_either_form():
-    """Also the mean of both heads reaches all of them: no parameter is left unused under DistributedDataParallel."""
+def test_every_parameter_has_a_gradient_from_either_output():
+    """Also from the mean of both heads: DistributedDataParallel finds no unused parameter."""
     model, images = random_heads(create_model(SMALL, 5)), torch.randn(2, 3, 16, 16)
     for distilling in (False, True):
         model.distilling = distilling
@@ -65,7 +65,7 @@ def test_every_parameter_learns_from_either_form():
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_initial_values(distilled):
-    """As in the published code, but heads of zero: normal with 0.02 for dense layers, tokens and positions, no biases."""
+    """As in the published code, but heads are zero: normal with 0.02 for dense layers, tokens and positions, zero biases."""
     torch.manual_seed(0)
     model = create_model(architecture(4, 256, 512, 4, 2, img_size=64, distilled=distilled, **META), 10)
     state = model.state_dict()

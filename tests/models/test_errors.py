@@ -1,4 +1,4 @@
-"""What a caller may rely on: every error of the models is a ModelError, a ValueError, and ends a program with exit code 2."""
+"""Every error of the models is a ModelError, which is a ValueError, and ends a program with exit code 2."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""models/families.py: the rows of today's families, against the published sizes."""
+"""models/families.py: the rows of its families, compared with the published sizes."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> int:
 
 
 def parameters(row) -> int:
-    """Without the head, from the keys of the row alone."""
+    """Count the parameters without the head, only from the keys of the row."""
     width, hidden, norm = row.hidden_size, row.mlp_dim, row.hidden_size * (1 if row.norm == "rms" else 2)
     gated = row.mlp == "swiglu"
     block = 2 * norm + 3 * width * width + {"all": 3, "qv": 2, "none": 0}[row.qkv_bias] * width

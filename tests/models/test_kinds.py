@@ -1,4 +1,4 @@
-"""What a value must be, whatever a file has in its place; and words about it that are short and printable."""
+"""Kinds of values accept any value that a file may hold, and describe it in short printable words."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from models import create_model
 from models.layers import RESIZE_RULES, Block, Mlp, PatchEmbed, RMSNorm, StochasticDepth, SwiGlu, resize_positions
 
 
-def test_patches_go_by_rows_and_each_is_projected_by_itself():
+def test_patches_are_in_row_order_and_projected_one_by_one():
     embed, images = PatchEmbed(4, 3, 6), torch.randn(2, 3, 8, 12)
     tokens = embed(images)
     assert tokens.shape == (2, 2 * 3, 6)
@@ -31,14 +31,14 @@ def test_patches_go_by_rows_and_each_is_projected_by_itself():
     ("quick", lambda x: x / (1 + torch.exp(-1.702 * x))),
 ])
 def test_gelu(gelu, formula):
-    """The two forms differ by up to 5e-4: the tolerance is far below."""
+    """The two forms differ by up to 5e-4, far more than the tolerance."""
     mlp = Mlp(4, 64, gelu).double()
     x = torch.linspace(-4, 4, 40, dtype=torch.float64).view(2, 5, 4)
     want = formula(x @ mlp.fc1.weight.t() + mlp.fc1.bias) @ mlp.fc2.weight.t() + mlp.fc2.bias
     torch.testing.assert_close(mlp(x), want, atol=1e-12, rtol=0)
 
 
-def test_swiglu_multiplies_the_gate_s_half_with_the_other():
+def test_swiglu_multiplies_the_gate_with_the_value():
     mlp, x = SwiGlu(4, 6, norm=torch.nn.LayerNorm(6)).double(), torch.randn(2, 5, 4, dtype=torch.float64)
     torch.nn.init.normal_(mlp.norm.weight)
     gate, value = (x @ mlp.fc1.weight[rows].t() + mlp.fc1.bias[rows] for rows in (slice(0, 6), slice(6, 12)))
@@ -50,7 +50,7 @@ def test_norms_around_the_patches_see_rows_then_columns_then_channels():
     embed, images = PatchEmbed(4, 3, 6, norms="around").double(), torch.randn(2, 3, 8, 12, dtype=torch.float64)
     torch.nn.init.normal_(embed.norm_in.weight)
     torch.nn.init.normal_(embed.norm.bias)
-    patch = images[:, :, 4:8, 8:12]                                                            # of row 1, column 2
+    patch = images[:, :, 4:8, 8:12]                                                            # in row 1, column 2
     numbers = embed.norm_in(patch.permute(0, 2, 3, 1).flatten(1))
     weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
     want = embed.norm(numbers @ weight.t() + embed.proj.bias)
@@ -89,14 +89,14 @@ def test_block_is_pre_norm_with_two_shortcuts():
     assert torch.equal(block(x), middle + block.mlp(norm(block.norm2, middle)))
 
 
-def test_all_norms_of_a_block_are_the_row_s():
+def test_all_norms_of_a_block_are_those_of_the_row():
     row = configs.architecture(4, 16, 24, 2, 1, norm="rms", norm_eps=0.1, qk_norm=True, attention_norm=True, mlp_norm=True)
     block = create_model(row, 3, 8).blocks[0]
     norms = [block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm, block.attn.norm, block.mlp.norm]
     assert [(type(norm), norm.eps) for norm in norms] == [(RMSNorm, 0.1)] * 6
 
 
-def test_stochastic_depth_drops_both_branches_in_training_alone():
+def test_stochastic_depth_drops_both_branches_only_in_training():
     block, x = Block(8, 2, 16, "erf", drop_path_rate=1.0), torch.randn(3, 5, 8)
     assert torch.equal(block.train()(x), x) and not torch.allclose(block.eval()(x), x)
     without, state = Block(8, 2, 16, "erf"), torch.get_rng_state()
@@ -107,7 +107,7 @@ def test_stochastic_depth_drops_both_branches_in_training_alone():
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_stochastic_depth_is_torchvision_s(rate, dtype):
-    """The same draws and the same numbers."""
+    """It draws the same random numbers and computes the same."""
     branch = torch.randn(16, 5, 8).to(dtype)
     torch.manual_seed(1)
     own = StochasticDepth(rate).train()(branch)
@@ -143,7 +143,7 @@ def test_the_published_cases_distinguish_rules_and_grids():
         resize_positions(table, (14, 14), (24, 24), "nearest")
 
 
-# Not every pair of sizes: some versions of scipy zero the last row and column, for 24 -> 22 among others.
+# Only some pairs of sizes: some versions of scipy zero the last row and column, for example for 24 -> 22.
 @pytest.mark.parametrize("old, new", [((7, 7), (12, 12)), ((12, 12), (7, 7)), ((6, 9), (8, 5))])
 def test_positions_are_resized_as_scipy_does(old, new):
     ndimage = pytest.importorskip("scipy.ndimage")
@@ -162,7 +162,7 @@ UNALIGNED = lambda i, new: (i + 0.5) * 16 / new - 0.5                           
     ("bicubic_offset", (12, 20), lambda i, new: UNALIGNED(i, new + 0.1)),
     ("bilinear_cropped", (8, 12), lambda i, new: UNALIGNED(i, 12))])
 def test_where_a_rule_reads_a_table(rule, new, where):
-    """A table that holds its own coordinates tells it: all rules keep a line straight, away from the edges and on average."""
+    """A table of its own coordinates shows it: all rules keep a line straight, away from the edges and on average."""
     table = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"), dim=-1).view(1, 256, 2)
     resized = resize_positions(table, (16, 16), new, rule).view(*new, 2)
     rows, columns = (torch.tensor([where(i, side) for i in range(side)]) for side in new)
@@ -171,7 +171,7 @@ def test_where_a_rule_reads_a_table(rule, new, where):
         assert error.mean().abs() < 0.01
 
 
-def test_only_one_bicubic_rule_smooths_where_the_grid_shrinks():
+def test_only_one_bicubic_rule_smooths_when_the_grid_shrinks():
     table = (torch.arange(64) % 2).float().view(1, 64, 1)                      # stripes, which vanish in the mean
     plain, smooth = (resize_positions(table, (8, 8), (8, 4), rule) for rule in ("bicubic", "bicubic_antialias"))
     assert (smooth - 0.5).abs().max() < 0.1 and not torch.allclose(plain, smooth)
@@ -189,7 +189,7 @@ def test_positions_before_the_grid_and_of_the_same_grid_are_kept(prefix, rule):
     assert torch.equal(resize_positions(table, (4, 4), (4, 4), rule), table)
 
 
-def test_as_many_positions_in_another_grid_are_resampled():
+def test_the_same_number_of_positions_in_another_grid_is_resampled():
     rows = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)               # each position holds its row
     flat = resize_positions(rows, (4, 4), (2, 8))
     torch.testing.assert_close(flat.view(2, 8), torch.tensor([[0.0] * 8, [3.0] * 8]))

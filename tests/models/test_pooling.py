@@ -1,4 +1,4 @@
-"""Pooling by attention against PyTorch's own attention layer."""
+"""Pooling by attention, compared with PyTorch's attention layer."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from models.pooling import AttentionPool
 
 
 def test_pooling_is_the_published_formula():
-    """y = attention of the probe, then y + mlp(norm(y)), as SigLIP's code computes it by torch.nn.MultiheadAttention."""
+    """y = attention of the probe, then y + mlp(norm(y)), as SigLIP's code computes it with torch.nn.MultiheadAttention."""
     torch.manual_seed(0)
     pool, tokens = AttentionPool(16, 4, 40, "tanh", nn.LayerNorm(16, eps=1e-6)).double(), torch.randn(3, 7, 16).double()
     for parameter in pool.parameters():
@@ -26,7 +26,7 @@ def test_pooling_is_the_published_formula():
     torch.testing.assert_close(maps[0], weights, atol=1e-12, rtol=0)                # (B, H, 1, N)
 
 
-def test_heads_and_width_of_the_pooling_are_those_of_the_blocks_unless_the_row_says_otherwise():
+def test_heads_and_width_of_the_pooling_default_to_those_of_the_blocks():
     row = {"class_token": False, "classifier": "attention", "img_size": 8}
     plain, own = (create_model(architecture(4, 16, 24, 2, 1, **row, **more), 3) for more in (
         {}, {"pool_heads": 4, "pool_mlp_dim": 40}))

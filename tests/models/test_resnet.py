@@ -25,8 +25,8 @@ def test_same_padding(side, kernel, step, before, after):
 
 
 @pytest.mark.parametrize("scale", [1.0, 5e-3, 1e-5])
-def test_weights_are_standardized_with_eps_outside_the_root(scale):
-    """At a deviation of 0.005, an eps of 1e-5 inside the root would make them 0.85 times as large."""
+def test_weights_are_standardized_with_eps_outside_the_square_root(scale):
+    """At a deviation of 0.005, an eps of 1e-5 inside the square root would make them 0.85 times as large."""
     torch.manual_seed(0)
     conv = StdConv2d(8, 6, 3, style=STYLES["google"])
     nn.init.normal_(conv.weight, mean=0.3 * scale, std=scale)
@@ -51,7 +51,7 @@ def test_weights_are_standardized_in_float32_under_autocast():
 
 @pytest.mark.parametrize("stride_of_unit, project", [(2, True), (1, True), (1, False)])
 def test_bottleneck(stride_of_unit, project):
-    """conv, norm, relu; the stride in the 3x3; the last relu after the sum; no relu in the shortcut."""
+    """conv, norm, relu; the stride is in the 3x3; the last relu is after the sum; the shortcut has no relu."""
     torch.manual_seed(0)
     unit, x = Bottleneck(128, 32, stride_of_unit, project), torch.randn(2, 128, 7, 7)
     for norm in (module for module in unit.modules() if isinstance(module, nn.GroupNorm)):
@@ -83,7 +83,7 @@ def test_eps_and_groups_of_every_norm():
 
 @pytest.mark.parametrize("layers, reduction, channels", [((), 4, 32), ((1,), 4, 128), ((2, 1), 8, 256), ((1, 1, 1), 16, 512)])
 def test_reduction_and_channels(layers, reduction, channels):
-    """What the model computes its grid and its patch embedding from."""
+    """The model computes its grid and its patch embedding from these."""
     resnet = ResNet(layers, 32, 3)
     assert stride(architecture(2, 32, 64, 2, 1, resnet_layers=layers, resnet_width=32)) == 2 * reduction
     assert resnet.out_channels == channels
@@ -93,7 +93,7 @@ def test_reduction_and_channels(layers, reduction, channels):
 @pytest.mark.parametrize("case", ["g_r50b", "g_r26s32"])
 @torch.inference_mode()
 def test_features_are_google_s(case):
-    """After the stem's norm, the first stage and the last, of the first image."""
+    """After the stem's norm, the first stage and the last, for the first image."""
     expected = reference.expected(case)
     resnet = create_model(reference.ROWS[case], pretrained=reference.weights(case), head="keep").patch_embed.backbone
     image = reference.images(reference.ROWS[case].img_size)[:1]

@@ -1,4 +1,4 @@
-"""Sigmoid attention: nothing changes without an edit; with one, softmax is of numpy's edited logits; every family."""
+"""Sigmoid attention: nothing changes without an edit; with one, the weights are the softmax of edited logits; every family."""
 
 import families
 import filling
@@ -36,7 +36,7 @@ def edits_of(count=3, every=0.5):
 
 
 def wide_logits(dtype):
-    """Up to 1e4, where log(s / (1 - s)) is not a number."""
+    """Return logits up to 1e4, where log(s / (1 - s)) is not a number."""
     values = torch.cat([torch.linspace(-1e4, 1e4, 41), torch.linspace(-30, 30, 61), torch.tensor([8.5, 16.8, -16.8, 0.0])])
     return torch.stack([values, values.flip(0), values.roll(7)]).to(dtype)
 
@@ -47,7 +47,7 @@ def wide_logits(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_attention_without_an_edit_is_bitwise_the_plain_one(dtype, scale):
-    """Logits of up to about 1e4 * scale / 200: no edits at all, edits of nothing, and edits of other images."""
+    """For logits up to about 1e4 * scale / 200: without edits, with empty edits, and with edits of other images."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 16).mul(scale ** 0.5).to(dtype) for _ in range(3))
     plain, attend = Attend()(q, k, v), AttendSigmoid(0.0, slice(0, 1), 1)
@@ -80,7 +80,7 @@ def test_edited_attention_is_numpy_s(rows):
 
 
 def test_an_edit_moves_the_weight_the_right_way():
-    """Up where e is more than the sigmoid shown, down where it is less; never against it at 0 and 1, however large l is."""
+    """Up if e is more than the sigmoid shown, down if it is less; never the other way at 0 and 1, however large l is."""
     logits = wide_logits(torch.float32)
     shown = logits.sigmoid()
     before = logits.double().softmax(-1)
@@ -111,7 +111,7 @@ def test_gradients_are_finite_and_do_not_pass_an_edit():
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_converted_model_is_the_same_model(family):
-    """Bit for bit, whatever layers are chosen, and the other way round."""
+    """Bit for bit, for any layers, and after converting back."""
     plain, images = random_model(family, ""), images_of()
     expected, names = plain(images), list(plain.state_dict())
     for layers in ("last", "all", str(plain.attention_layers), ""):
@@ -136,7 +136,7 @@ def test_which_layers():
 @pytest.mark.parametrize("family, layers, word", [
     ("ViT-Ti_16", "4", "has 3 layers"), ("ViT-Ti_16", "0", "must be last, all"), ("ViT-Ti_16", "first", "must be last, all"),
     ("CaiT-XXS24", "2,4", "talking heads"), ("siglip", "5", "has 4 layers"), ("ViT-Ti_16", "1,,2", "must be last, all")])
-def test_layers_that_cannot(family, layers, word):
+def test_layers_that_cannot_be_edited_are_refused(family, layers, word):
     with pytest.raises(ModelError, match=word):
         random_model(family, layers)
 
@@ -144,7 +144,7 @@ def test_layers_that_cannot(family, layers, word):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_edits_of_a_model(family):
-    """The rows that the head reads change, of the images with edits; every row sums to 1; the model is itself again after it."""
+    """The rows that the head reads change in images with edits; all rows sum to 1; afterwards the model is as before."""
     model, images = random_model(family), images_of()
     values, edited = edits_of()
     edited[1] = False
@@ -222,7 +222,7 @@ def test_edits_that_do_not_fit():
                 (values + 1, edited), (values * float("nan"), edited)):
         with pytest.raises(ModelError, match="edits"), edit_attention(model, *bad):
             pass
-    with edit_attention(model, values + edited.logical_not() * 5, edited):         # what is not edited does not count
+    with edit_attention(model, values + edited.logical_not() * 5, edited):         # values that are not edited do not count
         assert model(images_of()).isfinite().all()
     plain = random_model(sigmoid="")
     for context in (lambda: edit_attention(plain, values, edited), lambda: record_patch_logits(plain)):
@@ -241,7 +241,7 @@ def test_an_error_inside_leaves_the_model_as_it_was():
 
 
 def test_a_run_keeps_its_layers(run_train):
-    """--sigmoid_attention builds the model; its checkpoint restores it; a run that starts from it has it too."""
+    """--sigmoid_attention builds the model; its checkpoint restores it; a run that starts from that checkpoint has it too."""
     assert run_train("--sigmoid_attention", "2,4", "--name", "one") == 0
     assert load_model("output/one/best.pt").sigmoid_layers == (2, 4)
     assert run_train("--pretrained_dir", "output/one", "--name", "two", "--num_steps", 2) == 0

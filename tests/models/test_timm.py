@@ -1,8 +1,7 @@
-"""Against timm, where it is installed: our state dict in timm's models gives the same features and logits.
+"""Comparison with timm, if it is installed: our state dict in timm's models gives the same features and logits.
 
-timm computes GELU in the exact form, as DeiT, CaiT and MAE; of Google's models it is asked for here. It standardizes the
-weights of hybrids with 1e-8 inside the root, where Google adds 1e-5 outside: the weights are drawn large enough for
-the two to agree.
+timm computes the exact GELU, as in DeiT, CaiT and MAE; here Google's models use it too. timm standardizes the weights of hybrids
+with 1e-8 inside the square root, Google with 1e-5 outside: the weights are drawn large enough for the two to agree.
 """
 
 import copy
@@ -48,7 +47,7 @@ PUBLISHED = {
     "MAE-B_16": "vit_base_patch16_224", "MAE-L_16": "vit_large_patch16_224", "MAE-H_14": "vit_huge_patch14_224"}
 
 
-# Today's families: how timm calls one of each kind, and our row's keys for it.
+# Families of 2022 and later: timm's name of one of each kind, and our row's keys for it.
 _SCALED, _EVA, _CLIP = {"layer_scale": 0.1}, {"rope": "eva", "rope_grid": 16, "qkv_bias": "qv"}, {
     "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
 _DINOV3 = {"registers": 4, "positions": "none", "rope": "dinov3", "norm_eps": 1e-5, **_SCALED}
@@ -93,7 +92,7 @@ KINDS = {
 
 
 def random_model(row, img_size, **overrides):
-    """No zeros and no ones left, so that every parameter counts."""
+    """Return a model without zeros and ones, so that every parameter counts."""
     torch.manual_seed(0)
     model = create_model(row, 7, img_size, gelu="erf", **overrides).eval()
     for module in model.modules():
@@ -113,9 +112,9 @@ def random_model(row, img_size, **overrides):
 
 
 def timm_s_names(model) -> dict[str, torch.Tensor]:
-    """timm has no module `stem` where the ResNet has no stages."""
-    alone = "patch_embed.backbone.stem." if model.config.resnet_layers == () else " "
-    return {name.replace(alone, "patch_embed.backbone."): value for name, value in model.state_dict().items()}
+    """Rename the stem, since timm has no module `stem` if the ResNet has no stages."""
+    stem = "patch_embed.backbone.stem." if model.config.resnet_layers == () else " "
+    return {name.replace(stem, "patch_embed.backbone."): value for name, value in model.state_dict().items()}
 
 
 @torch.inference_mode()
@@ -140,13 +139,13 @@ def test_hybrid(row, img_size, name):
 
 
 def timm_options(name: str, **more) -> dict:
-    """MAE's rows are timm's plain models with mean pooling."""
+    """Return timm's options: MAE's rows are its plain models with mean pooling."""
     return {"global_pool": "avg"} | more if name.startswith("MAE") else more
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("MAE-L_16", "MAE-H_14")])
 def test_published_sizes(name):
-    """Two blocks of every size, on images of 4 x 4 patches. Of MAE one: its sizes differ in width alone."""
+    """Two blocks of every size, on images of 4 x 4 patches. One size of MAE, as its sizes differ only in width."""
     side = 4 * MODELS[name].patch_size
     ours = random_model(name, side, num_layers=2)
     agree(ours, timm.create_model(PUBLISHED[name], img_size=side, num_classes=7, **timm_options(name, depth=2)), 5e-5)
@@ -155,8 +154,8 @@ def test_published_sizes(name):
 @pytest.mark.parametrize("name, keys", KINDS.items(), ids=KINDS)
 @torch.inference_mode()
 def test_todays_families(tmp_path, name, keys):
-    """Two narrow blocks of each, in a file as timm saves them; at its size, a larger and one that is not square (for which timm
-    resizes tables as one of our rules does); in float64, but for timm's rotary tables, and in float32."""
+    """Two narrow blocks of each, in a file that timm saves; at its size, at a larger and at one that is not square (for which
+    timm resizes tables like one of our rules); in float64, except for timm's rotary tables, and in float32."""
     torch.manual_seed(0)
     patch = int(name.partition("_patch")[2][:2])
     theirs = timm.create_model(name, depth=2, embed_dim=96, num_heads=4, num_classes=7, img_size=4 * patch)
@@ -181,7 +180,7 @@ def test_todays_families(tmp_path, name, keys):
                 assert (mine - expected).abs().max() < tolerance * expected.abs().max(), (size, dtype)
 
 
-# A folder that timm saves of a model with arguments: its name, and they.
+# A folder that timm saves for a model with arguments: its name, and the arguments.
 FOLDERS = [
     *(("deit_tiny_patch16_224", {"img_size": 64, **more}) for more in (
         {"img_size": (64, 96)}, {"img_size": (224, 256)}, {"reg_tokens": 3}, {"qk_norm": True, "init_values": 0.1},
@@ -194,7 +193,7 @@ FOLDERS = [
 @pytest.mark.parametrize("name, arguments", FOLDERS, ids=map(str, FOLDERS))
 @torch.inference_mode()
 def test_folders_of_models_with_arguments(tmp_path, name, arguments):
-    """The same logits, in float64; where a published row is typed whose GELU is another, too."""
+    """The logits are the same, in float64, also if a published row with another GELU is typed."""
     theirs = timm.create_model(name, depth=2, num_classes=7, **arguments).eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
@@ -208,7 +207,7 @@ def test_folders_of_models_with_arguments(tmp_path, name, arguments):
         assert (ours(images) - wanted).abs().max() < 1e-6 * wanted.abs().max()
 
 
-# How timm calls a model whose original files it converts (tests/support/originals.py makes them).
+# timm's name of a model whose original files it converts (tests/support/originals.py makes them).
 ORIGINALS = {
     "dinov2": "vit_giant_patch14_dinov2", "dinov2_reg": "vit_small_patch14_reg4_dinov2", "tips": "vit_base_patch14_reg1_tipsv2",
     "dinov3": "vit_small_patch16_dinov3_qkvb", "dinov3_gates": "vit_huge_plus_patch16_dinov3", "deit3": "deit3_small_patch16_224",
@@ -226,7 +225,7 @@ def test_originals_as_timm_converts_them(tmp_path, case, name):
     options = {"attn_pool_mlp_ratio": 2, "attn_pool_num_heads": 2} if case == "pe" else {}
     if row.rope_grid:
         options["ref_feat_shape"] = (row.rope_grid, row.rope_grid)
-    halves = 1 + (case == "dinov2")                                                   # of SwiGLU, where timm counts both
+    halves = 1 + (case == "dinov2")                                                   # timm counts both halves of SwiGLU
     theirs = timm.create_model(name, img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=1, num_classes=0,
                                mlp_ratio=halves * row.mlp_dim / 48, **options)
     convert = eva.checkpoint_filter_fn if isinstance(theirs, eva.Eva) else vision_transformer.checkpoint_filter_fn
@@ -244,11 +243,11 @@ def test_originals_as_timm_converts_them(tmp_path, case, name):
 
 
 def check_row(found: dict, row) -> None:
-    """What the file tells is what the row says."""
-    told = {key: row[key] for key in (*SIZES, *ARRAYS)} | {"layer_scale": bool(row.layer_scale)}
-    told["class_token"] = told["class_token"] and row.classifier != "gap"
-    told["positions"] = "all" if row.positions == "patches" and not (row.registers or told["class_token"]) else row.positions
-    assert {key: found[key] for key in told} | {"layer_scale": bool(found["layer_scale"])} == told
+    """Check that the keys found in the file are those of the row."""
+    wanted = {key: row[key] for key in (*SIZES, *ARRAYS)} | {"layer_scale": bool(row.layer_scale)}
+    wanted["class_token"] = wanted["class_token"] and row.classifier != "gap"
+    wanted["positions"] = "all" if row.positions == "patches" and not (row.registers or wanted["class_token"]) else row.positions
+    assert {key: found[key] for key in wanted} | {"layer_scale": bool(found["layer_scale"])} == wanted
     assert (found.get("pool_mlp_dim") or row.mlp_dim) == (row.pool_mlp_dim or row.mlp_dim)
     assert found.get("classifier", row.classifier) in (row.classifier, {"mean": "gap"}.get(row.classifier))
 

@@ -1,4 +1,4 @@
-"""The model against the numbers of Google's code; image sizes, initial values, dropout, depth."""
+"""The model, compared with the numbers of Google's code; image sizes, initial values, dropout, depth."""
 
 import math
 
@@ -29,8 +29,8 @@ def test_logits_are_google_s(case, gelu, array):
 
 @pytest.mark.parametrize("case", reference.ROWS)
 @torch.inference_mode()
-def test_tensors_on_the_way_are_google_s(case):
-    """Patch embedding, tokens, every block, the last norm and the head's input: they show where a difference begins."""
+def test_intermediate_tensors_are_google_s(case):
+    """Patch embedding, tokens, every block, the last norm and the head's input: they show where a difference starts."""
     expected, model = reference.expected(case), google_model(case)
     seen = {}
     for layer in (model.patch_embed, *model.blocks, model.norm, model.head):
@@ -45,14 +45,14 @@ def test_tensors_on_the_way_are_google_s(case):
     for name, value in ours.items():
         want = expected[name]
         if value.dim() > 2:
-            value = value[..., : want.shape[-2], :]       # some cases hold the first tokens only
+            value = value[..., : want.shape[-2], :]       # some cases hold only the first tokens
         torch.testing.assert_close(value, want, atol=atol, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("case", reference.FINE_TUNED)
 @torch.inference_mode()
 def test_fine_tuning_starts_where_google_s_does(case):
-    """Another image size and another head: the positions are resized, the old head and its pre_logits are gone."""
+    """For another image size and head, positions are resized, and the old head and its pre_logits are dropped."""
     source, side = reference.FINE_TUNED[case]
     expected, images = reference.expected(case), reference.images(side)
     for gelu, array in (("tanh", "logits"), ("erf", "logits_erf")):
@@ -126,8 +126,8 @@ def test_initial_values_are_google_s():
 
 
 @pytest.mark.parametrize("place", ["pos_drop", "blocks.0.attn.drop", "blocks.0.mlp.drop", "blocks.0.attn.attend"])
-def test_dropout_acts_in_training_alone(place):
-    """Each place by itself: after the positions, the attention's output, both MLP layers; on the attention weights."""
+def test_dropout_acts_only_in_training(place):
+    """In each place separately: after positions, the attention's output and both MLP layers, and on the attention weights."""
     torch.manual_seed(0)
     model, images = create_model(SMALL, dropout_rate=0.5, attention_dropout_rate=0.5), torch.randn(2, 3, 16, 16)
     without = create_model(SMALL)

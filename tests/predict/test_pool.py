@@ -89,7 +89,7 @@ def test_a_lost_process_is_one_line_and_the_others_end():
             yield os.getpid()
 
     pids, answers = set(), in_order(die, iter([[number] for number in range(20)]), 2)
-    with pytest.raises(WorkerError, match=r"one of those that predict, was killed by SIGKILL: .*--nproc") as caught:
+    with pytest.raises(WorkerError, match=r"one of those that predict, was killed by SIGKILL\. .*--nproc") as caught:
         for _, pid in answers:
             pids.add(pid)
     assert caught.value.exit_code == 5 and pids and wait_until(lambda: all(map(is_gone, pids)))

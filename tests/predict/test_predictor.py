@@ -109,10 +109,23 @@ def test_asked_in_python_the_numbers_are_the_same(place):
     decoded = Image.open(paths[0])
     decoded.load()                                             # whole: other pixels than of a JPEG that is decoded smaller
     assert model.predict(decoded).label == first.label
-    with pytest.raises(ImageError, match=r"none\.jpg: cannot be read as an image"):
-        model.predict(str(place / "p/none.jpg"))
-    with pytest.raises(ValueError, match="top_k=11: the model has 10 classes"):
+    with pytest.raises(ValueError, match="top_k must be from 1 to 10, the model's number of classes, got 11"):
         model.predict(paths, top_k=11)
+
+
+def test_a_single_unreadable_image_raises_and_in_a_list_its_entry_has_the_error(place):
+    """Whether it is a path, one that does not exist, or an image in memory. The others of the list are labelled."""
+    model = load_model(place / "r")
+    good = place / "p/1.jpg"
+    for bad, reason in ((place / "p/none.jpg", "cannot be read as an image"), (str(place / "p/gone.jpg"), "no such file"),
+                        (Image.new("F", (3, 3)), "mode F cannot be read")):
+        with pytest.raises(ImageError, match=reason) as caught:
+            model.predict(bad)
+        assert isinstance(caught.value, ValueError)
+        assert isinstance(bad, Image.Image) or str(caught.value).startswith(str(bad))
+        first, second = model.predict([bad, good])
+        assert reason in first.error and (first.label, first.probability, first.top) == (None, None, ())
+        assert second == model.predict(good) and not second.error
 
 
 def test_an_image_in_memory_is_read_as_its_file(place):

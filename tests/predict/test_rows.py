@@ -60,7 +60,7 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path):
     assert other.leave() == "" and os.listdir(tmp_path) == ["new"]              # nothing is left of an error before the first row
     kept = Output(tmp_path / "y.csv")
     kept.write(["path\n"])
-    assert kept.leave() == f"the rows so far are in {tmp_path / 'y.csv.partial'}, each of them whole"
+    assert kept.leave() == f"the rows so far are in {tmp_path / 'y.csv.partial'}, and each is complete"
     assert (tmp_path / "y.csv.partial").read_bytes() == b"path\n"
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs: each function draws what it is given, and saves."""
+"""Figures of runs: each function draws the numbers that it is given."""
 
 import io
 
@@ -76,15 +76,45 @@ def test_learning_curves_show_the_numbers():
     loss, accuracy, rate = plots.learning_curves(EVENTS, "a run").axes
     assert lines(loss)["train"] == ([1, 2, 3, 4, 5], [2.0, 1.0, 2 / 3, 0.5, 0.4])
     assert lines(loss)["val"] == ([5], [0.5]) and lines(loss)["test"][0] == [0, 5]
-    assert lines(accuracy)["val top-1"] == ([5], [75.0]) and lines(accuracy)["val top-5"] == ([5], [90.0])
-    assert lines(accuracy)["test top-1"] == ([0, 5], [10.0, 50.0])
+    assert lines(accuracy)["val"] == ([5], [75.0]) and lines(accuracy)["val, top-5"] == ([5], [90.0])
+    assert lines(accuracy)["test"] == ([0, 5], [10.0, 50.0]) and "test, top-5" not in lines(accuracy)
     assert [line.get_ydata()[-1] for line in rate.get_lines()] == [0.05]
-    colors = [{line.get_label().split()[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)]
+    colors = [{line.get_label().split(",")[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)]
     assert colors[0]["val"] == colors[1]["val"] != colors[0]["test"] == colors[1]["test"]
 
 
+def evaluation(step, accuracy, loss=1.0, split="test", **more) -> dict:
+    return {"event": "eval", "step": step, "split": split, "loss": loss, "accuracy": accuracy, "top5": 1.0} | more
+
+
+def test_the_best_step_is_marked():
+    """By the rule that keeps best.pt: within one image of the highest accuracy the loss decides."""
+    series = [evaluation(0, 0.95), evaluation(10, 0.90, 0.5), evaluation(20, 0.91, 0.6), evaluation(30, 0.80)]
+    counted = [event | {"images": 100} for event in series]
+    assert plots.best_evaluation(counted) == (10, 0.9) and plots.best_evaluation(series) == (20, 0.91), "a log without counts"
+    assert plots.best_evaluation(counted[:1]) is None and plots.best_evaluation([]) is None, "nothing is trained at step 0"
+    loss, accuracy, _ = plots.learning_curves(counted).axes
+    assert lines(loss)["best: step 10"][0] == lines(accuracy)["best: step 10, 90.0%"][0] == [10, 10]
+
+
+def test_the_split_that_chooses_is_found_whatever_it_is_called():
+    test, val = [evaluation(step, 0.5) for step in (0, 10, 20)], evaluation(10, 0.5, split="val")
+    assert plots.choosing_split(test) == "test" and plots.choosing_split([*test, val]) == "val"
+    assert plots.choosing_split([evaluation(5, 1.0, split="train"), evaluation(5, 0.5, split="test")]) == "test"
+    assert plots.choosing_split(EVENTS[2:3]) is None
+
+
+def test_a_long_run_has_a_smooth_line_over_the_noise():
+    noise = [float(step % 2) for step in range(1000)]
+    events = [{"event": "train", "step": step, "loss": value, "lr": 0.1, "accuracy": 0.5} for step, value in enumerate(noise, 1)]
+    loss, accuracy, _ = plots.learning_curves(events).axes
+    raw, smooth = loss.get_lines()
+    assert list(raw.get_ydata()) == noise and raw.get_alpha() < 0.5 and list(smooth.get_ydata()[-20:]) == [0.5] * 20
+    assert list(loss.get_legend_handles_labels()[1]) == ["train"] and lines(accuracy)["train, as fed"][1][-1] == 50
+
+
 def test_a_sweep_shows_trials_and_the_final_run():
-    """With Wilson's intervals; the choice is in a ring, and hollow is what the images do not tell from it."""
+    """With Wilson's intervals; the choice is in a ring, and hollow is what the images cannot distinguish from it."""
     figure = plots.sweep(SWEEP, "a sweep")
     axes, = figure.axes
     drawn = with_errors(axes)
@@ -95,7 +125,7 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert low < 0 and high > 85.8, "the bars of the final run are inside"
     assert not any("too few" in label for label in drawn)
     close = plots.sweep([*SWEEP[:2], trial(0.003, 29 / 40), trial(0.03, 28 / 40), *SWEEP[2:]]).axes[0]
-    hollow = with_errors(close)["the same images, too few to tell it from the choice"]
+    hollow = with_errors(close)["the same images, too few to distinguish it from the choice"]
     assert hollow[:2] == ([0.003, 0.03], [72.5, 70.0])
     assert with_errors(close)["on the 40 images held out, 95% interval"][:2] == ([0.001, 0.01], [50.0, 75.0])
     assert "chosen: 0.01, the lowest loss\nwithin one image of the highest accuracy" in lines(close)
@@ -105,14 +135,22 @@ def test_a_sweep_shows_trials_and_the_final_run():
     assert [text.get_text() for text in figure.legends[0].get_texts()].count("diverged") == 1
 
 
-def test_several_runs_have_a_color_each():
-    loss, attention, accuracy, rate = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS}, "two runs").axes
-    assert set(lines(loss)) == {"a train (with attention loss)", "a val", "a test", "b train", "b val", "b test"}
-    assert lines(accuracy)["b val top-1"] == ([5], [75.0])
-    assert lines(attention) == {"a train": ([1, 2, 3, 4, 5], [0.5, 0.25, 0.5 / 3, 0.125, 0.1])}
-    colors = {line.get_label()[0]: line.get_color() for line in [*loss.get_lines(), *accuracy.get_lines()]}
-    assert colors["a"] != colors["b"] and [line.get_color() for line in rate.get_lines()] == [colors["a"], colors["b"]]
-    assert [axes.get_title() for axes in (loss, attention, accuracy, rate)] == list(plots.SCALES)
+def test_several_runs_have_one_color_and_one_line_of_the_legend_each():
+    """Eleven runs had 22 entries in each legend."""
+    figure = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS, "_c": EVENTS[3:4]}, "three runs")
+    loss, attention, accuracy, rate = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        " a: val 75.0% at step 5", " b: val 75.0% at step 5", " _c: no evaluation"]
+    assert not any(axes.get_legend() for axes in figure.axes)
+    assert lines(accuracy)[" b: val 75.0% at step 5"] == ([5], [75.0]) and lines(loss)[" a: val 75.0% at step 5"] == ([5], [0.5])
+    assert [list(line.get_ydata()) for line in attention.get_lines()] == [[0.5, 0.25, 0.5 / 3, 0.125, 0.1]]
+    thin = [line for line in loss.get_lines() if line.get_linewidth() < 1]
+    assert list(thin[0].get_ydata()) == [2.0, 1.0, 2 / 3, 0.5, 0.4] and len(thin) == 3
+    colors = {line.get_label()[1]: line.get_color() for line in accuracy.get_lines() if line.get_label()[0] == " "}
+    assert len(set(colors.values())) == 3 and [line.get_color() for line in rate.get_lines()] == list(colors.values())
+    assert [axes.get_title() for axes in figure.axes] == ["loss (thin: training)", *plots.SCALES[1:]]
+    styles = plots.compare_learning_curves({str(number): EVENTS for number in range(11)}).axes[-1].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in styles}) == 11
 
 
 def test_a_heavy_attention_loss_leaves_room_for_the_others():
@@ -124,13 +162,12 @@ def test_a_heavy_attention_loss_leaves_room_for_the_others():
     assert light.get_yscale() == plots.learning_curves(EVENTS).axes[0].get_yscale() == "linear"
 
 
-def test_the_legends_of_several_runs_hide_no_curve_and_fit():
-    figure = plots.compare_learning_curves({f"_run {number}": SUPERVISED for number in range(5)}, "five runs")
+def test_the_legend_of_many_runs_hides_no_curve_and_fits():
+    figure = plots.compare_learning_curves({f"_run {number}": SUPERVISED for number in range(11)}, "eleven runs")
     figure.savefig(io.BytesIO())
-    for axes in figure.axes[:3]:
-        assert axes.get_legend().get_texts()[0].get_text().startswith(" _run 0")       # Matplotlib would leave out the "_"
-        box = axes.get_legend().get_window_extent()
-        assert box.y0 >= 0 and box.y1 < axes.get_window_extent().y0
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert all(box.y1 < axes.get_window_extent().y0 for axes in figure.axes)
 
 
 def test_a_title_has_no_lone_last_word():
@@ -146,7 +183,7 @@ def test_output_paths(tmp_path):
         plots.output_paths(str(tmp_path / "c.pdf"), tmp_path, ["a", "b"])
 
 
-def test_a_sweep_of_weights_has_a_place_for_none():
+def test_a_sweep_of_weights_shows_a_weight_of_zero():
     axes, = plots.sweep(WEIGHTS, "a sweep", "attention_loss_weight").axes
     assert with_errors(axes)["on the 40 images held out, 95% interval"][:2] == ([0, 0.1, 10], [50.0, 75.0, 25.0])
     assert axes.get_xscale() == "symlog" and [text.get_text() for text in axes.get_xticklabels()] == ["0", "0.1", "10"]

@@ -1,5 +1,6 @@
-"""Which rows of which maps are read, and how they are called. The command line's tests draw every family."""
+"""Which rows of which maps are drawn, and under which names. The tests of the command line draw every family."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ def model(rows: slice, prefix: int, class_layers: int = 0, classifier: str = "")
 
 
 def constant(values) -> np.ndarray:
-    """(1, 4 heads, Q, 6 + prefix) whose rows are constant: the value of a picture identifies the row."""
+    """Make (1, 4 heads, Q, 6 + prefix) with constant rows: the value in a picture identifies the row."""
     return torch.tensor(values, dtype=torch.float32)[None, None, :, None].expand(1, 4, -1, -1)
 
 
@@ -52,21 +53,23 @@ def view_of(family: str) -> views.View:
     subject = family_model(family).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*subject.img_size, 3), dtype=np.uint8))
     opened = SimpleNamespace(model=subject, classes=tuple(CLASSES), title="a run", settings={},
+                             region=lambda size: (0.0, 0.0, 1.0, 1.0),
                              transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return views.predict_with_attention(opened, views.Example("photo.png", [(image, 0)], 0))
 
 
 def words_of(figure) -> list[str]:
-    return [part.get_text().splitlines()[0] for part in figure.findobj(lambda artist: hasattr(artist, "get_text"))
-            if part.get_text()]
+    """Every text, in one line and without the range of a small map."""
+    texts = [part.get_text() for part in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return [" ".join(re.sub(r"\n(max )?-?[\d.e-]+( to \S+)?$", "", text).split()) for text in texts if text]
 
 
 @pytest.mark.parametrize(("family", "readers", "note"), [
-    ("dino", {views.CLS: slice(0, 1)}, ""), ("mean", {views.ALL: slice(2, None)}, "no token of its own"),
+    ("dino", {views.CLS: slice(0, 1)}, ""), ("mean", {views.ALL: slice(2, None)}, "instead of a cls token"),
     ("dino_mean", {views.CLS: slice(0, 1), views.ALL: slice(3, None)}, "The head reads the cls token and the mean"),
     ("siglip", {views.POOL: slice(None)}, "pooling by attention"), ("pe", {views.POOL: slice(None)}, "pooling by attention")])
 def test_pictures_of_later_families(family, readers, note):
-    """Registers and the cls token are no patches, and no query that is read; pooling by attention is the last layer."""
+    """Registers and the cls token are not drawn as patches, nor their queries read; pooling by attention is the last layer."""
     view = view_of(family)
     subject, patches = view.subject.model, int(np.prod(view.subject.model.grid))
     assert len(view.maps) == subject.attention_layers == LAYERS[family]
@@ -78,7 +81,8 @@ def test_pictures_of_later_families(family, readers, note):
         wanted = view.maps[-1][0, :, rows, -patches:].mean(dim=1)
         assert np.allclose(drawn[reader], views.enlarge(subject, wanted.unflatten(-1, subject.grid)), atol=1e-6)
         assert f"layer {LAYERS[family]}, mean of the heads, {reader}" in found
-        assert f"head {view.maps[-1].shape[1]}" in found and f"head {view.maps[-1].shape[1] + 1}" not in found
+        several, heads = f", {reader}" * (len(readers) > 1), view.maps[-1].shape[1]
+        assert f"head {heads}{several}" in found and f"head {heads + 1}{several}" not in found
     pooled = views.POOL in readers
     assert ("layer 2*" in found) == pooled and (not pooled or "layer 3" in found)
     joint = views.compute_rollout(view)
@@ -89,7 +93,7 @@ def test_pictures_of_later_families(family, readers, note):
         assert [f"all layers, {reader}" in words_of(figure) for reader in readers] == [True] * len(readers)
     assert len(views.draw_distance([view]).axes[0].get_lines()[0].get_xdata()) == 2        # pooling has no place
     if subject.pos_embed is None:
-        with pytest.raises(views.ViewError, match="rotary positions alone"):
+        with pytest.raises(views.ViewError, match="only has rotary positions"):
             views.draw_positions(view.subject)
     else:
         views.draw_positions(view.subject)
@@ -98,8 +102,8 @@ def test_pictures_of_later_families(family, readers, note):
 def test_heads_of_the_pooling_are_its_own():
     few, many = view_of("pe"), view_of("siglip")                    # 1 and 3; the blocks have 2
     assert "layer 3, head 3, pooling query" in words_of(views.draw_attention(many, head=3))
-    assert any("heads, where it lacks this one" in word for word in words_of(views.draw_attention(many, head=3)))
-    with pytest.raises(views.ViewError, match="--head 2: layer 3 has 1 head, counted"):
+    assert any("all heads, if it lacks this one" in word for word in words_of(views.draw_attention(many, head=3)))
+    with pytest.raises(views.ViewError, match=r"--head 2: layer 3 has 1 head\. Give 1$"):
         views.draw_attention(few, head=2)
     assert "layer 2, head 2, mean of all queries" in words_of(views.draw_attention(few, layer=2, head=2))
 
@@ -123,7 +127,7 @@ def test_small_images_have_smooth_maps():
 
 
 def test_a_coarse_grid_is_drawn_patch_by_patch():
-    """Otherwise a bright corner of four patches would be where no patch is."""
+    """Otherwise the brightest point would be at a corner of four patches."""
     grids = torch.rand(1, 2, 3)
     np.testing.assert_array_equal(views.enlarge(model(slice(0, 1), 1), grids), grids.numpy().repeat(64, 1).repeat(64, 2))
 

@@ -96,7 +96,7 @@ def test_a_long_run_is_judged_after_some_hundred_steps_and_a_short_one_after_hal
 
 
 @pytest.mark.parametrize(("settings", "share", "words"), [
-    ({}, 1.0, "200 of the 200 val images are taken for class 3, one of 10 classes. Try a lower --learning_rate"),
+    ({}, 1.0, "200 of the 200 val images are predicted as class 3, one of 10 classes. Try a lower --learning_rate"),
     ({}, 0.99, "198 of the 200 val images"), ({}, 0.9, None),
     ({"classes": ["ant", "bee", "c", "d"], "share": 0.9, "held_out_share": 0.9}, 1.0, "Try --class_weights balanced, or a lower"),
     ({"classes": "abcd", "share": 0.9, "held_out_share": 0.98}, 1.0, None),                         # there are 4 others

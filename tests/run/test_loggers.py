@@ -1,5 +1,6 @@
 """The events of log.jsonl, and what the writers show of them."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -142,6 +143,7 @@ def test_warnings_of_a_run_that_goes_badly_are_printed_once(tmp_path, capsys):
 
 
 def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     logger = RunLogger(tmp_path, None, 3, 5)
     logger.log("a warning")
@@ -152,6 +154,14 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     printed, bar = capsys.readouterr()
     assert "val accuracy 75.00%" in printed and "(loss scale 8)" in printed and "a warning\n" in printed
     assert "5/5" in bar and "loss 0.1250" in bar and "100 images/s" in bar and "3/5" in bar
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(5, ""), (6, "top-5 99.00%, ")])
+def test_top_5_of_five_classes_is_not_printed(tmp_path, capsys, classes, top5):
+    logger = RunLogger(tmp_path, None, 0, 4, num_classes=classes)
+    logger.log_evaluation(1, "val", dataclasses.replace(eval_metrics(), images=1))
+    logger.close()
+    assert capsys.readouterr().out == f"step 1: val accuracy 75.00%, {top5}loss 0.2500 (1 image)\n"
 
 
 # -------------------------------------------------------------------------------------------------- TensorBoard
@@ -180,6 +190,15 @@ def test_tensorboard_curves(tmp_path):
     assert found["train/loss"] == [(1, 0.5), (2, 0.5)] and found["train/loss_scale"] == [(1, 1024.0), (2, 512.0)]
     assert found["train/lr"] == [(1, pytest.approx(0.001)), (2, pytest.approx(0.002))]
     assert found["test/accuracy"] == [(0, 0.125)] and found["val/accuracy"] == [(2, 0.5)]
+
+
+def test_tensorboard_draws_an_accuracy_under_its_alias_too(tmp_path):
+    logger = RunLogger(tmp_path, tmp_path / "tensorboard", 0, 2, aliases={"val/accuracy": "test/accuracy"})
+    logger.log_evaluation(2, "val", eval_metrics(0.5))
+    logger.close()
+    found = curves(tmp_path / "tensorboard")
+    assert found["val/accuracy"] == found["test/accuracy"] == [(2, 0.5)] and "test/loss" not in found
+    assert [event["split"] for event in events(tmp_path)] == ["val"]
 
 
 def test_the_attention_loss_is_logged_where_there_is_one(tmp_path, capsys):
@@ -227,8 +246,8 @@ def test_a_full_disk_costs_lines_and_curves(tmp_path, capsys):
     assert len(warnings) == 2 and errors == "", (printed, errors)
     assert "log.jsonl (File too large)" in warnings[0]
     place = tmp_path / "tensorboard"
-    assert warnings[1].startswith(f"warning: TensorBoard in {place} fails (")
-    assert "off from now on; training continues" in warnings[1]
+    assert warnings[1].startswith(f"warning: TensorBoard in {place} failed (")
+    assert "is turned off; training continues" in warnings[1]
 
 
 def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypatch):
@@ -238,7 +257,7 @@ def test_a_disk_that_is_full_at_the_end_stops_nothing(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(SummaryWriter, "close", close)
     log_steps(tmp_path, step_metrics(1), tensorboard=tmp_path / "tensorboard")
-    assert f"warning: TensorBoard in {tmp_path / 'tensorboard'} fails (No space left on device)" in capsys.readouterr().out
+    assert f"warning: TensorBoard in {tmp_path / 'tensorboard'} failed (No space left on device)" in capsys.readouterr().out
 
 
 def test_a_closed_terminal_stops_nothing(tmp_path, monkeypatch):

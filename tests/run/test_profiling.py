@@ -90,13 +90,6 @@ def test_the_rate_of_the_machine_is_that_of_a_product(monkeypatch):
     assert 1e8 < profiling.matmul_ceiling(CPU, torch.float32) < 1e14
 
 
-def test_processes_that_share_cores_share_their_rate(monkeypatch):
-    monkeypatch.setattr(profiling.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert [profiling.cores_for_all(CPU, count) for count in (1, 2, 4)] == [1.0, 1.0, 0.5]
-    assert profiling.cores_for_all(torch.device("cuda"), 8) == 1.0
-
-
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset")
 def test_peak_memory_counts_what_was_given_back(memory_below):
     with memory_below(1 << 40):                 # resets the peak
@@ -107,19 +100,26 @@ def test_peak_memory_counts_what_was_given_back(memory_below):
         assert before > 1 << 20
 
 
-def test_summary(monkeypatch):
+GPU, MEMORY = torch.device("cuda"), "peak memory 1,412 MiB"
+
+
+@pytest.mark.parametrize(("device", "processes", "lines"), [
+    (CPU, 2, [f"2,500 images/s; 1.2% of the time waiting for data; {MEMORY} a process"]),
+    (GPU, 1, [f"2,500 images/s; 1.2% of the time waiting for data; {MEMORY}",
+              "20% of the rate that this GPU reaches in large bf16 matrix products (50 GFLOP/s, measured)"]),
+    (GPU, 2, [f"2,500 images/s; 1.2% of the time waiting for data; {MEMORY} a process",
+              "10% of the rate that these 2 GPUs reach in large bf16 matrix products (100 GFLOP/s, measured)"])])
+def test_the_machine_s_limit_is_named_on_gpus(monkeypatch, device, processes, lines):
+    """On a CPU it means nothing: it depends on what else runs there."""
     monkeypatch.setattr(profiling, "matmul_ceiling", lambda *_: 50e9)
     monkeypatch.setattr(profiling, "peak_memory", lambda _: 1412 * 2 ** 20)
-    monkeypatch.setattr(profiling, "cores_for_all", lambda *_: 1.0)
     model = nn.Linear(1000, 1000, bias=False)                     # 4 million a step: its input needs no gradient
     events = [{"event": "start"}, *(step(number, 2500.0, 4.0, 0.012) for number in range(1, 20))]
-    assert summary(events, model, (1000,), torch.bfloat16, CPU, processes=2) == [
-        "2,500 images/s; 1.2% of the time waiting for data; peak memory 1,412 MiB a process",
-        "10% of the bf16 matrix products that this machine can do (100 GFLOP/s, measured)"]
+    assert summary(events, model, (1000,), torch.bfloat16, device, processes) == lines
     brief = [{"event": "start"}, step(1, 7.25, MEASURED_FROM / 2, 0.0)]
-    assert summary(brief, model, (1000,), torch.bfloat16, CPU) == [
-        "7.2 images/s; 0.0% of the time waiting for data; peak memory 1,412 MiB"]
-    assert summary([{"event": "start"}], model, (1000,), torch.float32, CPU) == []
+    assert summary(brief, model, (1000,), torch.bfloat16, device) == [
+        f"7.2 images/s; 0.0% of the time waiting for data; {MEMORY}"]
+    assert summary([{"event": "start"}], model, (1000,), torch.float32, device) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- profile

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -55,7 +56,7 @@ def gallery(grid: tuple[int, int] = (4, 4), count: int = 12, patch: int = 8, unr
                                                                                                      else [-1] * count),
         grid=grid, img_size=(h * patch, w * patch), name=lambda index: f"train/{index}.png",
         checksum=lambda index: "sha256:" + hashlib.sha256(images[index].tobytes()).hexdigest(),
-        region=lambda index: pixels(index) is not None and region, pixels=pixels,
+        region=lambda index: pixels(index) is not None and region, picture=lambda index: Image.fromarray(pixels(index)),
         predict_with_attention=predict_with_attention, predict=predict)
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of train.py for the tests of docs/reliability.md: forked, so that each takes two seconds, without a start-up.
+"""Whole runs of train.py for the tests of docs/promises.md: forked, so that each takes two seconds, without a start-up.
 
 `start` forks this process, which has already loaded PyTorch, and calls train.main in the child: a tiny ViT on digits with
 everything that draws random numbers or has a state. Several processes form a gloo group, without torchrun.

@@ -1,6 +1,6 @@
-"""The parts of MODEL_ZOO.md that are made of rows: which model fits where, and the published files of each family.
+"""Write the parts of MODEL_ZOO.md that follow from the code: contents, which model fits where, licences, a table for each family.
 
-python tests/support/zoo_page.py      writes them into MODEL_ZOO.md
+python tests/support/zoo_page.py
 """
 
 import re
@@ -18,20 +18,21 @@ from utils.training import memory  # noqa: E402
 
 PAGE = ROOT / "MODEL_ZOO.md"
 FREE = re.compile(r"(apache|mit\b|bsd)")
-# The heading of a family, the beginnings of its models' names, and a word on it.
+# The heading of a family, how its models' names begin, and what it is.
 GROUPS = (
     ("DINOv2", ("DINOv2-",), "Self-supervised on 142 million images (arXiv 2304.07193); `-reg` has four registers (2309.16588)."),
-    ("DINOv3", ("DINOv3-",), "Self-supervised on 1.7 billion images (arXiv 2508.10104). Meta's own licence, which the models "
-     "made of them fall under too; gated: accept it at the page of the repository, and set `HF_TOKEN`."),
-    ("LingBot-Vision and EUPE", ("LingBot-", "EUPE-"), "The architecture of DINOv3 with weights of others."),
+    ("DINOv3", ("DINOv3-",), "Self-supervised on 1.7 billion images (arXiv 2508.10104). Meta's own licence, which models "
+     "made from them have too. Accept it on the page of the repository, and set `HF_TOKEN`."),
+    ("LingBot-Vision and EUPE", ("LingBot-", "EUPE-"), "The architecture of DINOv3 with weights of other publishers."),
     ("TIPSv2", ("TIPSv2-",), "Images and texts; no normalization (mean 0, std 1)."),
     ("SigLIP and SigLIP 2", ("SigLIP-",), "Images and texts (arXiv 2303.15343, 2502.14786); `v2` and `siglip2` are the second. "
-     "Names with `gap` have the mean in place of the pooling by attention."),
+     "Names with `gap` use the mean instead of the pooling by attention."),
     ("CLIP of OpenAI, MetaCLIP and DFN", ("CLIP-",), "Images and texts (arXiv 2103.00020); with the quick form of GELU."),
     ("OpenCLIP", ("OpenCLIP-", "TinyCLIP-"), "CLIP trained by LAION and others, with the exact form of GELU; and smaller "
-     "ones made of it."),
+     "models made from it."),
     ("DeiT III", ("DeiT3-",), "Supervised on ImageNet-21k or ImageNet (arXiv 2204.07118)."),
-    ("EVA and EVA-02", ("EVA02-", "EVA-"), "Masked images with CLIP's features (arXiv 2303.11331); `-clip` are CLIP towers."),
+    ("EVA and EVA-02", ("EVA02-", "EVA-"), "Trained to predict CLIP's features of masked images (arXiv 2303.11331); `-clip` are "
+     "CLIP towers."),
     ("Perception Encoder", ("PE-",), "Images, videos and texts (arXiv 2504.13181)."),
     ("AIMv2", ("AIMv2-",), "Images and texts, autoregressive (arXiv 2411.14402). Apple's own licence."),
     ("I-JEPA", ("IJEPA-",), "Self-supervised (arXiv 2301.08243). Not for commercial use."),
@@ -40,23 +41,23 @@ GROUPS = (
     ("timm's own", ("ViT-Wee", "ViT-Little", "ViT-M", "ViT-Betwixt", "ViT-SO150M", "ViT-B_16-rope"),
      "Supervised on ImageNet-12k or ImageNet, with registers and the mean over the patches."),
     ("ViT, DeiT, CaiT and MAE at timm and transformers", ("ViT-", "R-ViT", "R26-", "R50-", "DeiT-", "CaiT-", "MAE-"),
-     "The models of the sections below, in the files that timm and the publishers keep on the hub."),
+     "The models of the sections below, in the files that timm and the publishers have on the hub."),
 )
-# Which model?: the models compared, and the machines: (heading, device, GiB, precision).
+# For the table of "Which model?": the models, and the machines (heading, device, GiB, precision).
 COMPARED = ("ViT-Ti_16", "DINOv2-S_14-reg", "DINOv2-B_14-reg", "DINOv2-L_14-reg", "DINOv2-g_14-reg")
 MACHINES = (("CPU, 16 GB", "cpu", 16, "fp32"), ("8 GB", "cuda", 8, "bf16"), ("16 GB", "cuda", 16, "bf16"),
             ("24 GB", "cuda", 24, "bf16"), ("80 GB", "cuda", 80, "bf16"))
 SIZE, CLASSES, LEAST, SOME, MANY = 224, 100, 8, 32, 512
 
 
-def begin_with(device: str, gib: int) -> str:
-    """What `auto` takes there; on a CPU of few cores."""
+def default_model(device: str, gib: int) -> str:
+    """Return the model that `auto` chooses on such a machine; on a CPU with few cores."""
     return next(row["model"] for row in reversed(MODEL_OF_MACHINE) if row["device"] == device and not row["memory"]) if (
         device == "cpu") else next(row["model"] for row in MODEL_OF_MACHINE if row["device"] == device and gib >= row["memory"])
 
 
 def images(model: str, device: str, gib: int, precision: str, size: int) -> str:
-    """How many images of a step fit in one piece, as a power of two."""
+    """Return how many images fit into memory at once, as a power of two of at most MANY; "-" if fewer than LEAST."""
     need = memory.need(MODELS[model].to_dict(), (size, size), CLASSES, precision=precision, optimizer="adamw", device_type=device)
     budget = int(gib * 2**30 * memory.SHARE[device])
     if need.step(LEAST) > budget:
@@ -66,10 +67,11 @@ def images(model: str, device: str, gib: int, precision: str, size: int) -> str:
 
 
 def which_model() -> str:
+    """Return the table of "Which model?"."""
     lines = ["| model, image size | parameters | " + " | ".join(heading for heading, *_ in MACHINES) + " |",
              "|---|---:|" + "---:|" * len(MACHINES)]
-    lines.append("| **begin with** (what `auto` takes) | | " + " | ".join(
-        f"`{begin_with(device, gib)}`" for _, device, gib, _ in MACHINES) + " |")
+    lines.append("| **start with** (what `auto` chooses) | | " + " | ".join(
+        f"`{default_model(device, gib)}`" for _, device, gib, _ in MACHINES) + " |")
     for model in COMPARED:
         for size in (SIZE, *[518] * (model == "DINOv2-B_14-reg")):
             cells = [images(model, device, gib, precision, size) for _, device, gib, precision in MACHINES]
@@ -79,14 +81,17 @@ def which_model() -> str:
 
 
 def models_of(beginnings: tuple[str, ...]) -> list[str]:
+    """Return the models of a family."""
     return [model for model in MODELS if model.startswith(beginnings) and owner(model) == beginnings]
 
 
 def owner(model: str) -> tuple[str, ...]:
+    """Return the beginnings of the family of a model; () if it has none."""
     return next((beginnings for _, beginnings, _ in GROUPS if model.startswith(beginnings)), ())
 
 
 def family_tables() -> str:
+    """Return heading, sentence and table of each family."""
     parts = []
     for title, beginnings, words in GROUPS:
         old = not any(model in FAMILIES for model in models_of(beginnings))
@@ -97,7 +102,7 @@ def family_tables() -> str:
 
 
 def table(files: Iterable[hub.PublishedFile]) -> str:
-    """The first row of a model is what its name means."""
+    """Return the table of these files. The file that a model's name means is in bold."""
     lines = ["| `MODEL_TYPE` | name for `PRETRAINED_DIR` | px | parameters | head | licence | from |",
              "|---|---|---:|---:|---:|---|---|"]
     for file in files:
@@ -112,6 +117,7 @@ def table(files: Iterable[hub.PublishedFile]) -> str:
 
 
 def licences() -> str:
+    """Return the table of licences that are not free."""
     found: dict[str, list[hub.PublishedFile]] = {}
     for file in hub.table():
         if file.model and not FREE.match(file.license):
@@ -124,23 +130,24 @@ def licences() -> str:
 
 
 def contents(text: str) -> str:
-    """Links to the sections, and to the families."""
+    """Return links to the sections, and to the families."""
     lines = []
     for marks, title in re.findall(r"^(##|###) (.+)$", text, re.MULTILINE):
-        if marks == "##" or title in {title for title, *_ in GROUPS}:
+        if (marks == "##" and title != "Contents") or title in {title for title, *_ in GROUPS}:
             anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
             lines.append(f"{'  ' * (marks == '###')}- [{title}](#{anchor})")
     return "\n".join(lines) + "\n"
 
 
 def page(text: str) -> str:
-    """MODEL_ZOO.md with its parts made anew."""
+    """Return the text of MODEL_ZOO.md with its generated parts replaced."""
     for name, part in (("which", which_model()), ("licences", licences()), ("families", family_tables())):
         text = put(text, name, part)
     return put(text, "contents", contents(text))
 
 
 def put(text: str, name: str, part: str) -> str:
+    """Return the text with what is between the two comments of a part replaced."""
     begin, end = f"<!-- {name}: tests/support/zoo_page.py writes what follows -->\n", f"<!-- {name} end -->\n"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)

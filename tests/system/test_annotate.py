@@ -17,8 +17,9 @@ from runs import load_state
 
 import annotate
 import configs
+import export
 import models
-from utils import config
+from utils import config, launch
 from utils.attention import edits
 from utils.attention.editor import session as editing
 from utils.build import open_model
@@ -65,15 +66,16 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     shown = gallery()
     assert (len(shown.labels), shown.grid, shown.title, list(shown.classes)) == (1097, (4, 4), "nano", list("0123456789"))
     printed = capsys.readouterr().out
-    assert shown.name(3) == "train/3" and "layer 4" in printed and "--sigmoid_attention all" in printed
+    assert shown.name(3) == "train/3" and "last layer, 4" in printed and "--sigmoid_attention all" in printed
     with np.load(Path(annotate.__file__).parent / "assets/digits.npz") as file:
         assert (shown.labels == file["labels"][:1097]).all()
-        np.testing.assert_array_equal(shown.pixels(3)[..., 0], np.round(file["images"][3] * (255 / 16)))
-    assert shown.facts[2].endswith("mean over heads")
+        np.testing.assert_array_equal(np.asarray(shown.picture(3))[..., 0], np.round(file["images"][3] * (255 / 16)))
+    assert shown.facts[2:] == ["the model sees 8 x 8 px; edits act in layer 4; values are means over heads"]
     newer = write_run(run.parent.parent / "other", sigmoid="all", tta="flip")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     fact = gallery("--split", "test").facts[2]
-    assert "layer 1, 2, 3, 4;" in fact and fact.endswith("without its mirror image") and not capsys.readouterr().out
+    assert "layers 1, 2, 3, 4, of which 4 is shown;" in fact and fact.endswith("without its mirror image")
+    assert not capsys.readouterr().out
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
     assert gallery("--checkpoint", newer.parent).title == "other"
@@ -85,16 +87,61 @@ def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     shown = gallery("--checkpoint", tmp_path / "x.pth", "--data", tmp_path)
     assert len(shown.labels) == 1 and list(shown.classes) == [f"class {number}" for number in range(10)]
-    assert "ViT-Nano_2 of" in shown.facts[0] and shown.predict([0])[0] in range(10)
+    assert "ViT-Nano_2, " in shown.facts[0] and shown.title == "x.pth" and shown.predict([0])[0] in range(10)
     assert annotate.main(["--checkpoint", str(tmp_path / "x.pth")]) == 2
-    assert "add --data, a folder of images" in capsys.readouterr().err
+    assert "is not one of your runs, which name their data set. Add --data, a folder of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["run folder", "step file", "exported folder", "other program", "published name"])
+def test_checkpoints_of_every_kind(run, monkeypatch, capsys, kind):
+    """As visualize.py takes them; without a run the edits go to output/edits, not to where the file is."""
+    from utils.attention.editor import server
+
+    what, folder, served, heads = run.parent, "output/edits", [], []
+    if kind == "run folder":
+        folder = run.parent / "edits"
+    elif kind == "step file":
+        what = run.rename(run.with_name("step-00000001.pt"))
+        folder = run.parent / "edits"
+    elif kind == "exported folder":
+        assert export.main(["output/nano", "--to", "folder", "--output", "exported"]) == 0
+        what = "exported"
+    elif kind == "other program":
+        what = "elsewhere.pth"
+        models.save_timm(models.load_model(run), what)
+    else:
+        what, heads = "deit/deit_tiny_patch16_224", ["--num_heads", "4"]                  # a small file in its place
+        Path("checkpoint/deit").mkdir(parents=True)
+        models.save_timm(models.load_model(run), "checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth")
+    Path("photos").mkdir()
+    Image.new("RGB", (30, 20), (200, 0, 0)).save("photos/a.png")
+    monkeypatch.setattr(server, "serve", lambda session, *_: served.append(session))
+    assert annotate.main(["--port", "0", "--checkpoint", str(what), "--data", "photos", *heads]) == 0, capsys.readouterr().err
+    assert served[0].folder == Path(folder) and served[0].image(0)["now"]
+    assert f"1 image; 0 of them edited, in {folder}. Stop with Ctrl-C" in capsys.readouterr().out
+    assert served[0].gallery.title == ("nano" if "nano" in str(folder) else Path(what).name)
+
+
+def test_a_picture_has_the_pixels_of_its_image(run, tmp_path):
+    """Of the part that the model sees; a large one gets smaller, one of a few pixels stays as it is."""
+    write_run(tmp_path / "output/crop", eval_crop=0.5)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    Path("photos").mkdir()
+    photo.save("photos/a.png")
+    Image.new("RGB", (3000, 2000)).save("photos/b.png")
+    whole, middle = gallery("--checkpoint", run, "--data", "photos"), gallery("--checkpoint", "output/crop", "--data", "photos")
+    np.testing.assert_array_equal(np.asarray(whole.picture(0)), np.asarray(photo))
+    assert whole.picture(1).size == (1024, 683)
+    # Of 24 x 16 px, of which the model sees the middle 8 x 8.
+    np.testing.assert_array_equal(np.asarray(middle.picture(0)), np.asarray(photo.crop((100, 50, 200, 150))))
+    assert middle.picture(1).size == (1000, 1000)
 
 
 def test_what_is_shown_is_the_models(run):
     """Against the plain forward pass and the definition: logits l of the class token, sigmoid(l), softmax(l) under the edit."""
     shown = gallery("--checkpoint", run)
     model = models.load_model(run)
-    pixels = torch.from_numpy(shown.pixels(5).copy()).movedim(-1, 0)[None]
+    pixels = torch.from_numpy(np.array(shown.picture(5))).movedim(-1, 0)[None]
     images = transforms.normalize(pixels, model.config.mean, model.config.std)
     captured = []
     handle = model.blocks[-1].attn.attend.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[:2]))
@@ -151,7 +198,7 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
     assert own.weights.shape == own.sigmoid.shape == (3, 5) and 0 < own.weights.sum() <= 1 + 1e-6
     assert now.weights[2, 4] > own.weights[2, 4]
     assert not np.allclose(now.probabilities, own.probabilities, atol=1e-7)
-    assert viewer.pixels(0).shape == ((12, 20) if model.config.in_channels == 1 else (12, 20, 3))
+    assert np.asarray(viewer.picture(0)).shape == ((9, 11) if model.config.in_channels == 1 else (9, 11, 3))
 
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
@@ -227,7 +274,7 @@ def test_a_turned_photograph_is_edited_upright(tmp_path, monkeypatch):
         path = write_run(Path("output") / exif_of_run, ("a", "b"), dataset="folder", data_dir="tree", exif=exif_of_run,
                          intensity_range=(0, 65535), alpha="white")
         for flags in ((), ("--data", "loose"), ("--data", "tree/train")):
-            bright = gallery("--checkpoint", path, *flags).pixels(0)[..., 0] > 128
+            bright = np.asarray(gallery("--checkpoint", path, *flags).picture(0).resize((8, 8)), np.uint8)[..., 0] > 128
             assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off"), flags
 
 
@@ -238,10 +285,11 @@ def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
     (folder / "a.png").write_bytes(png())
     shown, nothing = gallery("--data", folder), np.zeros((4, 4), bool)
     values = nothing.astype(np.float32)
-    before = shown.pixels(0), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing), shown.checksum(0)
+    before = (np.asarray(shown.picture(0)), shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing),
+              shown.checksum(0))
     (folder / "a.png").write_bytes(png(side=21))
     fresh = gallery("--data", folder)
-    assert (shown.pixels(0) == fresh.pixels(0)).all() and not (shown.pixels(0) == before[0]).all()
+    assert (np.asarray(shown.picture(0)) == fresh.picture(0)).all() and shown.picture(0).size != before[0].shape[1::-1]
     for now in (shown.predict_with_attention(0), shown.predict_with_attention(0, values, nothing)):
         np.testing.assert_allclose(now.weights, fresh.predict_with_attention(0).weights, atol=1e-6)
         assert not np.allclose(now.weights, before[1].weights, atol=1e-4)
@@ -274,7 +322,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("flags, word", [
     ("--checkpoint nowhere", "nowhere"), ("--checkpoint empty", "no intact checkpoint"),
-    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "add --data, a folder of images"),
+    ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "Add --data, a folder of images"),
     ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
     ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
 def test_wrong_input_is_one_line(run, capsys, flags, word):
@@ -293,10 +341,9 @@ def test_missing_runs_and_packages_are_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert annotate.main(["--port", "0"]) == 2 and "train first" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "utils.attention.editor.server", raising=False)
-    monkeypatch.delattr("utils.attention.editor.server", raising=False)
     assert annotate.main([]) == 2
-    assert capsys.readouterr().err == ("annotate.py: error: the editor needs uvicorn: pip install -r requirements-annotate.txt\n")
+    assert capsys.readouterr().err == ("annotate.py: error: the editor needs the package uvicorn. Install it: "
+                                       f"{launch.command_to_install('requirements-annotate.txt')}\n")
 
 
 def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
@@ -310,7 +357,7 @@ def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
     assert f"or http://{socket.gethostname()}:" in out and "0.0.0.0" not in out
     assert annotate.main(["--port", "0", "--who", "Ada", "--edits", "elsewhere/deep"]) == 0
     out, err = capsys.readouterr()
-    assert not err and "1,097 images, 0 edited; edits go to elsewhere/deep; Ctrl-C stops" in out
+    assert not err and "1,097 images; 0 of them edited, in elsewhere/deep. Stop with Ctrl-C" in out
     assert Path("elsewhere/deep").is_dir() and served[1][0].who == "Ada"
 
 
@@ -327,10 +374,10 @@ def test_a_second_round_starts_with_the_edits_of_the_first(run, monkeypatch, cap
     second = write_run(Path("output/second"), pretrained_dir="output/nano",
                        attention_edits="output/nano/edits", attention_loss_weight=1.0)
     assert annotate.main(["--port", "0", "--checkpoint", str(second)]) == 0
-    assert "1,097 images, 2 edited; edits go to output/nano/edits (with 1 file of other images); " in capsys.readouterr().out
+    assert "1,097 images; 2 of them edited, in output/nano/edits, which also has 1 of other images. " in capsys.readouterr().out
     edits.path_of("output/nano/edits", split.train.name(3)).rename("output/nano/edits/val/x.png.json")
     annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "output/nano/edits"])
-    assert "1 edited; edits go to output/nano/edits (with 2 files of other images); " in capsys.readouterr().out
+    assert "1 of them edited, in output/nano/edits, which also has 2 of other images. Stop" in capsys.readouterr().out
     Path("output/nano").rename("output/gone")
     annotate.main(["--port", "0", "--checkpoint", str(second)])
     annotate.main(["--port", "0", "--checkpoint", str(second), "--edits", "own"])
@@ -344,9 +391,9 @@ def test_the_program_serves_until_ctrl_c(run):
         stderr=subprocess.PIPE,       # a shell may have started the tests with Ctrl-C ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
-        assert process.stdout.readline().startswith("the model has softmax attention")
+        assert process.stdout.readline().startswith("The model has softmax attention")
         address, facts = process.stdout.readline().split("  ")
-        assert facts == f"1,097 images, 0 edited; edits go to {run.parent / 'edits'}; Ctrl-C stops\n"
+        assert facts == f"1,097 images; 0 of them edited, in {run.parent / 'edits'}. Stop with Ctrl-C\n"
         edit = json.dumps({"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4}).encode()
         urllib.request.urlopen(urllib.request.Request(
             f"{address.rstrip('/')}/api/images/7/edit", edit, {"Content-Type": "application/json"}, method="PUT"), timeout=120)

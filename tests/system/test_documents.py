@@ -1,98 +1,230 @@
-"""README, MODEL_ZOO and CONTRIBUTING match the code."""
+"""The documents match the code: their commands work, their links lead somewhere, their tables have its values."""
 
 import fnmatch
 import importlib
+import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
+import documents
 import figures
 import pytest
+import torch
 import zoo_page
+from PIL import Image
+from runs import make_tree
 
 import configs
 from models import list_models
+from models.checkpoints.hub import model_of
 from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url
 from utils import process
 from utils.build.opened import EMBEDDED_MODEL
 from utils.config import FLAGS, Facts, parse, preview, resolve
-from utils.config.spelling import ELSEWHERE
+from utils.config.spelling import ELSEWHERE, name_model
 from utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
-README, ZOO, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
-
-
-def commands(text: str) -> list[str]:
-    """The lines of the bash blocks, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
+README, ZOO, CONTRIBUTING = (documents.pages()[name] for name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md"))
+VARIABLES = documents.pages()["docs/variables.md"]
 FACTS = Facts(50_000, 10, start_head_classes=10)
-SHELL = [line for line in commands(README) + commands(ZOO) if re.search(r"bash (train|train_fp16|sweep)\.sh", line)]
-PYTHON = [line for line in commands(README) + commands(ZOO) if line.startswith("python train.py")]
+COMMANDS = list(dict.fromkeys(command for text in documents.reader_pages().values()
+                              for command in [*documents.block_commands(text), *documents.inline_commands(text)]))
+SCRIPTS = "train.sh", "train_fp16.sh", "sweep.sh"
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_a_documented_script_command_makes_a_valid_run(run_script, line):
-    """Dry: the variables become flags that train.py accepts together."""
-    words = shlex.split(line)
-    at = words.index("bash")
-    variables = dict(word.split("=", 1) for word in words[:at])
-    script = words[at + 1].replace("sweep.sh", "train.sh")          # a sweep hands everything on
-    done = run_script(script, *words[at + 2:], **variables | {"DRY_RUN": "1"})
+def program_of(command: str) -> str:
+    """The script, file or module that a command starts, or its first word."""
+    _, words = documents.words_of(command)
+    if words and words[0] in ("bash", "python"):
+        return words[2 if words[1] == "-m" else 1]
+    return words[0] if words else ""
+
+
+SHELL = [command for command in COMMANDS if program_of(command) in SCRIPTS]
+PYTHON = [command for command in COMMANDS if program_of(command) == "train.py"]
+VERBS = [command for command in COMMANDS if program_of(command) in (
+    "dataset.py", "predict.py", "visualize.py", "export.py", "annotate.py")]
+
+
+def flags_of_script(run_script, command: str) -> list[str]:
+    """The flags that a script hands to train.py. It takes `true` for a Python that has all packages, which costs nothing."""
+    variables, (_, script, *flags) = documents.words_of(command)
+    done = run_script(script.replace("sweep.sh", "train.sh"), *flags, PYTHON=shutil.which("true"), **variables | {"DRY_RUN": "1"})
     assert done.returncode == 0, done.stderr
-    printed = shlex.split(done.stdout.splitlines()[-1])
-    given = parse(printed[printed.index("train.py") + 1:])
+    printed = shlex.split(done.stdout.splitlines()[-1])          # a sweep hands everything on
+    return printed[printed.index("train.py") + 1:]
+
+
+@pytest.mark.parametrize("command", SHELL)
+def test_documented_script_command_makes_a_valid_run(run_script, command):
+    """Dry: the variables become flags that train.py accepts together."""
+    given = parse(flags_of_script(run_script, command))
     if "resume_path" not in given:
-        resolve(given, FACTS)
+        resolve(name_model(given, model_of), FACTS)
 
 
-@pytest.mark.parametrize("line", PYTHON)
-def test_a_documented_python_command_is_valid(line):
-    given = parse(shlex.split(line)[2:])
-    if "resume_path" not in given:
-        resolve(given, FACTS)
+@pytest.mark.parametrize("command", PYTHON)
+def test_documented_train_command_is_valid(command):
+    words = documents.words_of(command)[1][2:]
+    if words != ["--help"] and "resume_path" not in (given := parse(words)):
+        resolve(name_model(given, model_of), FACTS)
 
 
-def test_the_python_example_runs(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    code, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    result = {}
-    exec(code, result)
-    assert result["logits"].shape == (4, 10) and "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out
-
-
-STORY = commands(README.partition("## Train, look, predict, export")[2].partition("\n## ")[0])
-
-
-def test_the_story_runs(tmp_path, monkeypatch):
-    """Its lines, with a few steps; without what the shell does behind a > or |."""
-    assert len(STORY) == 8
+@pytest.mark.parametrize("command", VERBS)
+def test_documented_command_of_another_program_is_valid(command, tmp_path, monkeypatch):
+    """Its flags are read; the files, folders and packages that it needs are there."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
-    for line in STORY:
-        words = shlex.split(line, comments=True)
-        words = words[:next((at for at, word in enumerate(words) if word in (">", "|")), None)]
-        more = ["--num_steps", "2", "--eval_every", "2", "--device", "cpu"] if words[1] == "train.py" else []
-        assert importlib.import_module(words[1].removesuffix(".py")).main(words[2:] + more) == 0, line
-    assert Path("output/story/mistakes.csv").exists() and list(Path("output/story").glob("attention-*.png"))
+    program, *words = documents.words_of(command)[1][1:]
+    module = importlib.import_module(program.removesuffix(".py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    values = {flag: value for flag, value in pairwise(words) if flag in ("--checkpoint", "--image", "--data_dir")}
+    models = [values.pop("--checkpoint")] if "--checkpoint" in values else words[:1] * (program != "dataset.py")
+    images = [*values.values(), *(word for word in words[1:2] if program == "predict.py" and not word.startswith("-"))]
+    for names, stand_in in ((models, "ViT-Nano_2-letters.npz"), (images, "pictures")):
+        for name in filter(lambda name: not published_name(name), names):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).symlink_to(ROOT / "assets" / stand_in)
+    if program == "dataset.py":
+        for name in ("check", "prepare"):
+            monkeypatch.setattr(module, name, lambda flags: None)
+        assert module.main(words) == 0
+        return
+    module.parse(words)
 
 
-def test_the_commands_are_there():
-    assert "bash train.sh" in commands(README) and "bash test.sh" in commands(README)
-    assert len(SHELL) > 6 and len(PYTHON) > 3
+def test_every_other_command_starts_what_is_there():
+    rest = [command for command in COMMANDS if command not in SHELL + PYTHON + VERBS]
+    for command in rest:
+        words, program = documents.words_of(command)[1], program_of(command)
+        if words[0] == "pip":
+            assert "-r" not in words or (ROOT / words[words.index("-r") + 1]).is_file(), command
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(program), command
+            assert program != "models" or not words[3:] or published_name(words[3]), command
+        elif words[:2] == ["python", "-c"]:
+            exec(words[2], {})
+        elif words[0] in ("bash", "python"):
+            assert (ROOT / program).is_file() or program == "my_script.py", command
+        else:
+            assert words[0] in ("export", "source", "tensorboard"), command
+
+
+STORY = documents.block_commands(README.partition("## Your own photographs")[2].partition("\n## ")[0])
+TINY = ["--model_type", "ViT-Nano_2", "--pretrained_dir", str(ROOT / "assets/ViT-Nano_2-letters.npz"), "--num_steps", "2",
+        "--eval_every", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A folder with photographs in which the lines of README.md have run, with a small model and 2 steps; without what the shell
+    does behind a > or |."""
+    folder, request = tmp_path_factory.mktemp("story"), pytest.MonkeyPatch()
+    with request.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(plots, "save", lambda figure, path: Path(path).write_text("Matplotlib"))
+        make_tree(Path("photos"), images=5, splits=("",))
+        Path("new-photos").mkdir()
+        Image.open("photos/ant/1.png").save("new-photos/1.jpg")
+        Path("assets").symlink_to(ROOT / "assets")
+        for command in STORY:
+            variables, words = documents.words_of(command)
+            if words[0] == "bash":
+                words = ["python", "train.py", *(f"--{name.lower()}={value}" for name, value in variables.items()), *TINY]
+            assert importlib.import_module(words[1].removesuffix(".py")).main(words[2:]) == 0, command
+    return folder
+
+
+def test_the_story_of_the_readme_runs(story):
+    assert len(STORY) == 8
+    assert (story / "output/first/mistakes.csv").exists() and (story / "photos-model/config.json").exists()
+    assert {"curves.png", "confusion.png"} <= {path.name for path in (story / "output/first").iterdir()}
+    assert list((story / "output/first").glob("attention-*.png"))
+
+
+def test_the_python_examples_run(story, monkeypatch, capsys):
+    monkeypatch.chdir(story)
+    monkeypatch.syspath_prepend(ROOT)
+    blocks, result = re.findall(r"```python\n(.*?)```", documents.pages()["docs/python.md"], re.DOTALL), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, result)
+    assert result["logits"].shape == (1, 10) and not torch.equal(result["maps"][-1], result["edited_maps"][-1])
+    assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
+
+
+def test_models_are_imported_from_another_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "from models import list_models; print(list_models())"], cwd=tmp_path, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert "'ViT-B_16'" in done.stdout, done.stderr
+
+
+def test_commands_are_found():
+    assert "bash train.sh" in COMMANDS and "bash test.sh" in COMMANDS
+    assert len(SHELL) > 50 and len(PYTHON) > 20 and len(VERBS) > 20
+
+
+def test_links_lead_to_pages_and_headings():
+    for name, text in documents.pages().items():
+        for link in documents.links(text):
+            path, _, anchor = link.partition("#")
+            target = os.path.normpath(f"{os.path.dirname(name)}/{path}".lstrip("/")) if path else name
+            assert (ROOT / target).exists(), f"{name}: {link}"
+            assert not anchor or anchor in documents.anchors(target), f"{name}: {link}"
+
+
+def test_anchors_are_those_of_github(monkeypatch):
+    text = "# What \"best\" means?\n```bash\n# not this\n```\n## `photos`\n## [A](b.md), c_d - e\n## `photos`\n"
+    monkeypatch.setattr(documents, "pages", lambda: {"page.md": text})
+    assert documents.anchors("page.md") == {"what-best-means", "photos", "a-c_d---e", "photos-1"}
+
+
+def test_pages_named_in_the_code_exist():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *(ROOT / "utils").rglob("*.py"), *(ROOT / "models").rglob("*.py")]:
+        for name in re.findall(r"docs/\w+\.md|MODEL_ZOO\.md", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path}: {name}"
+
+
+def test_pages_stay_short():
+    sizes = {name: len(text.encode()) for name, text in documents.pages().items()}
+    assert sizes["README.md"] < 9_000 and sizes["CONTRIBUTING.md"] < 6_000
+    assert not {name for name in sizes if name.startswith("docs/") and sizes[name] > 12_000}
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, new = set(), {"README.md"}
+    while new:
+        reached |= new
+        new = {os.path.normpath(f"{os.path.dirname(name)}/{link.partition('#')[0]}".lstrip("/")) for name in new
+               for link in documents.links(documents.pages()[name])} & documents.pages().keys() - reached
+    assert {name for name in documents.pages() if not name.startswith("tests/")} <= reached
+
+
+def test_the_table_of_models_in_the_readme_is_what_auto_takes():
+    section = README.split("## Which model, and how long?")[1].split("\n## ")[0]
+    assert re.findall(r"^\| [CG]PU, .* \| `(\S+)` \|", section, re.MULTILINE) == [
+        row["model"] for device in ("cpu", "cuda") for row in reversed(configs.MODEL_OF_MACHINE) if row["device"] == device]
+    for device in ("cpu", "cuda"):
+        for row in configs.MODEL_OF_MACHINE:
+            if row["device"] == device and row["memory"] and row["cores"]:
+                assert f"{row['memory']} GiB" in section
 
 
 def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
-    section = README.split("## Variables of train.sh")[1].split("\n## ")[0]
+    section = VARIABLES.split("## Variables of train.sh")[1].split("\n## ")[0]
     first_cells = "".join(line.split("|")[1] for line in section.splitlines() if "|" in line)
     documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", first_cells))
     script = set(re.findall(r"^([A-Z0-9_]+)=\$\{\1:-", (ROOT / "train.sh").read_text(), re.MULTILINE))
     assert documented == script
+    short = README.split("## Variables used most")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[A-Z].*?) \|", short, re.MULTILINE)))) < script
     rows = {cells[1].strip(" `"): cells[3] for line in section.splitlines() if len(cells := line.split("|")) == 5}
     big, digits = preview({"dataset": "cifar10"}), preview({})
     for variable, flag in (("TRAIN_BATCH_SIZE", "train_batch_size"), ("NUM_STEPS", "num_steps"), ("WARMUP_STEPS", "warmup_steps"),
@@ -115,7 +247,8 @@ def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
 
 
 FILES = re.findall(r"^\| `([^`]+/[^`]+)` \| `[^`]+` \| (\d+)(?: \\\*)? \| (\w+) \|.*(https?://[^>)]+)", ZOO, re.MULTILINE)
-VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+) \| ([\d.]+) \|$", ZOO, re.MULTILINE)
+VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+) \| ([\d.]+) \|$",
+                   documents.pages()["docs/expected_accuracy_imagenet.md"], re.MULTILINE)
 
 
 def view_of(name: str, source: str) -> tuple[int, str, float] | None:
@@ -155,30 +288,35 @@ def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
 
 def test_what_is_made_of_rows_is_as_its_script_makes_it():
     assert zoo_page.page(ZOO) == ZOO, "run python tests/support/zoo_page.py"
-    cells = [cell for line in ZOO.splitlines() if line.startswith("|") for cell in line.split(" | ")]
-    assert max(map(len, cells)) <= 200
+    tables = "MODEL_ZOO|docs/(recipe_|expected|measured|checkpoint)"
+    pages = [text for name, text in documents.pages().items() if re.match(tables, name)]
+    cells = [cell for text in pages for line in text.splitlines() if line.startswith("|") for cell in line.split(" | ")]
+    assert len(pages) == 8 and max(map(len, cells)) <= 200
     assert all(zoo_page.owner(model) or model == EMBEDDED_MODEL for model in list_models())
 
 
 def test_the_overview_of_recipes_says_which_start_from_scratch():
-    table = ZOO.split("\n## Recipes\n")[1]
+    table = documents.pages()["docs/recipe_tables.md"]
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (scratch|trained weights) \| .+ \|$", table, re.MULTILINE))
     scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
     assert set(rows) == {"auto", *configs.RECIPES} and {name for name in rows if rows[name] == "scratch"} == scratch
     assert all(name in FLAGS["recipe"].help for name in scratch)
-    named = README.split("## Recipes and knobs")[1].split(" start from scratch\n")[0].splitlines()[-1]
+    named = " ".join(documents.pages()["docs/recipes.md"].split()).split("The recipes ")[1].split(" start from scratch")[0]
     assert set(re.findall(r"`([\w-]+)`", named)) == scratch
 
 
 def test_no_example_on_images_of_one_s_own_starts_from_scratch():
-    own = [parse(words) for words in (shlex.split(line)[2:] for line in PYTHON) if {"folder", "csv"} & set(words)]
+    own = [parse(words) for words in (documents.words_of(line)[1][2:] for line in PYTHON) if {"folder", "csv"} & set(words)]
     own += [dict(word.split("=", 1) for word in shlex.split(line) if re.match("[A-Z_]+=", word)) for line in SHELL
             if re.search("DATASET=(folder|csv)", line)]
     scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
     assert len(own) > 3 and not any(given.get("recipe", given.get("RECIPE")) in scratch for given in own)
 
 
-RECIPE_TABLES = dict(re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", ZOO.split("\n## Recipes\n")[1], re.DOTALL | re.MULTILINE))
+RECIPE_TABLES = {"photos": documents.pages()["docs/recipe_photos.md"]} | {
+    name: table for page in ("recipe_tables", "recipe_tables_imagenet")
+    for name, table in re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", documents.pages()[f"docs/{page}.md"],
+                                  re.DOTALL | re.MULTILINE)}
 
 
 @pytest.mark.parametrize("recipe", configs.RECIPES)
@@ -196,7 +334,8 @@ def test_every_default_checkpoint_can_be_found():
 
 def test_the_page_on_other_programs_has_every_name():
     page = (ROOT / "docs" / "other_programs.md").read_text()
-    taken, refused = page.split("\n## Refused")
+    _, taken = page.split("\n## Accepted")
+    taken, refused = taken.split("\n## Refused")
     rows = re.findall(r"^\| `--(\w+)` \| (.*) \|$", taken, re.MULTILINE)
     assert {row.name: list(row.aliases) for row in FLAGS.values() if row.aliases} == {
         name: re.findall(r"`--?(\w+)`", names) for name, names in rows}
@@ -205,22 +344,27 @@ def test_the_page_on_other_programs_has_every_name():
 
 
 def test_named_files_exist():
-    for text in (README, CONTRIBUTING):
-        for name in re.findall(r"`((?:models|utils|assets|tests|docs|benchmarks)/[\w./-]*|\w+\.(?:py|sh|md|ipynb))`", text):
-            assert (ROOT / name).exists(), name
+    of_others = "MODEL_ZOO|docs/(other_programs|recipe_tables|expected)"          # they name files of other programs
+    pages = {name: text for name, text in documents.reader_pages().items() if not re.match(of_others, name)}
+    path = r"`((?:models|utils|assets|tests|docs|benchmarks)/[\w./-]*|(?!test_)\w+\.(?:py|sh|md|ipynb))`"
+    for page, text in pages.items():
+        for name in re.findall(path, text):
+            assert (ROOT / name).exists(), f"{page}: {name}"
 
 
-def test_the_figures_of_reliability_are_those_that_were_recorded():
-    page = (ROOT / "docs" / "reliability.md").read_text()
-    assert page == figures.document(page, json.loads((ROOT / "docs" / "reliability.json").read_text()))
+def test_the_tables_of_promises_are_those_that_were_recorded():
+    recorded = json.loads((ROOT / "docs" / "reliability.json").read_text())
+    for name in figures.TABLES:
+        text = documents.pages()[f"docs/{name}"]
+        assert text == figures.page(name, text, recorded), "run python tests/support/figures.py"
 
 
-def test_every_promise_and_exit_code_is_in_the_page():
-    page = (ROOT / "docs" / "reliability.md").read_text()
+def test_every_promise_and_exit_code_is_in_the_pages():
     tests, modules = ([file.read_text() for file in (ROOT / place).rglob("*.py")] for place in ("tests", "utils"))
     promised = {number for text in tests for number in re.findall(r'(?:contract|^[A-Z]+ = )\("(P\d+)"', text, re.MULTILINE)}
-    assert len(promised) > 15
-    assert promised <= set(re.findall(r"^\| (P\d+) \| ", page.partition("## What was tried")[0], re.MULTILINE))
+    promises = documents.pages()["docs/promises.md"].partition("## What was tried")[0]
+    assert len(promised) > 15 and promised <= set(re.findall(r"^\| (P\d+) \| ", promises, re.MULTILINE))
     coded = {int(code) for text in modules for code in re.findall(r"^    exit_code = (\d+)", text, re.MULTILINE)}
     coded |= {code for name, code in vars(process).items() if name.startswith("EXIT_")}
-    assert coded | {0, 1, 2, 143} == {int(code) for code in re.findall(r"^\| (\d+) \| ", page, re.MULTILINE)}
+    codes = re.findall(r"^\| (\d+) \| ", documents.pages()["docs/reliability.md"], re.MULTILINE)
+    assert coded | {0, 1, 2, 143} == {int(code) for code in codes}

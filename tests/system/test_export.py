@@ -22,8 +22,9 @@ import export
 import models
 import train
 import visualize
+from models.__main__ import describe
 from models.checkpoints.export import save_weights
-from utils import process
+from utils import launch, process
 from utils.build import open_model
 from utils.data import datasets
 from utils.data.splits import Subset
@@ -75,6 +76,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
     assert opened.title == f"{kind}, exported"
+    assert ", with the sizes of the file)" in describe(str(folder))[1]
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
     ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
     assert ours == theirs | {key: ours[key] for key in ("img_size", "channel_mean", "channel_std")}
@@ -286,8 +288,8 @@ def test_without_onnx_the_command_that_installs_it(monkeypatch, capsys):
     save_run(Path("output/r"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run("output/r", "--to", "onnx", "--output", "a.onnx") == 2
-    assert capsys.readouterr().err == ("export.py: error: --to onnx: this Python lacks onnx, which it needs: pip install -r "
-                                       "requirements-export.txt\n")
+    assert capsys.readouterr().err == ("export.py: error: --to onnx needs the package onnx. Install it: "
+                                       f"{launch.command_to_install('requirements-export.txt')}\n")
     assert os.listdir() == ["output"]
 
 
@@ -343,24 +345,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
     Path("file").touch()
     before = sorted(os.listdir())
     for words, message in (
-            ("", "the following arguments are required: MODEL, --to, --output"),
-            ("output/r --to zip --output a", "--to: invalid choice: 'zip'"),
+            ("", "MODEL, --to and --output are missing"),
+            ("output/r --to zip --output a", "--to must be folder, onnx, torch or npz, got 'zip'"),
             ("output/r --to folder --output a --opset 18", "--opset only has an effect with --to onnx"),
-            ("output/r --to onnx --output a --opset 0", "--opset: must be 1 or more"),
+            ("output/r --to onnx --output a --opset 0", "--opset must be 1 or more"),
             ("output/none --to folder --output a", "MODEL output/none: no such file or folder"),
             ("output/empty --to folder --output a", "MODEL: .*output/empty"),
-            ("output/r --to folder --output output", "--output output is there already"),
-            ("output/r --to folder --output no/a", "--output no/a: no: no such folder"),
-            ("output/r --to folder --output file/a", "--output file/a: file: a file, not a folder"),
-            ("output/r --to folder --output a --num_heads 2", "only have an effect with a MODEL that is no run"),
-            ("output/r --to folder --output a --class_names two.txt", "names its classes itself"),
+            ("output/r --to folder --output output", "--output output exists, and is not overwritten"),
+            ("output/r --to folder --output file/a", "--output file: file is a file, not a folder"),
+            ("output/crop --to folder --output no/where/a", "--to folder: eval_crop 0.5"),
+            ("output/r --to folder --output a --num_heads 2", "only have an effect with a MODEL that is not one of your"),
+            ("output/r --to folder --output a --class_names two.txt", "has names of its classes"),
             ("output/sigmoid --to folder --output a", "--to folder: sigmoid_attention 'last': timm has no attention"),
             ("output/sigmoid --to npz --output a", "--to npz: sigmoid_attention 'last': Google's layout"),
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
-            ("output/r --to npz --output a", "--to npz: a position table of 4 x 6 patches"),
+            ("output/r --to npz --output a", "--to npz: .*position table has 4 x 6 patches"),
             ("nameless.pth --to torch --output a", "nameless.pth does not name its 3 classes. Add --class_names FILE"),
             ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
-            ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: No such file"),
+            ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: no such file"),
             ("nameless.pth --to torch --output a --model_type ViT-X", "unknown|ViT-X"),
             ("headless.pth --to folder --output a", "headless.pth has no head, and so no classes")):
         assert run(*words.split()) == 2, words
@@ -416,4 +418,4 @@ def test_stopped_while_it_writes(monkeypatch, capsys):
     save_run(Path("output/r"), "gap")
     monkeypatch.setattr("utils.build.export.save_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("output/r", "--to", "folder", "--output", "a") == process.EXIT_PREEMPTED
-    assert capsys.readouterr().err == "export.py: error: stopped: nothing is written\n" and os.listdir() == ["output"]
+    assert capsys.readouterr().err == "export.py: error: stopped: nothing was written\n" and os.listdir() == ["output"]

@@ -1,4 +1,4 @@
-"""docs/reliability.md: every flag and every variable goes through train.sh and torchrun to train.py as it was typed."""
+"""docs/promises.md: every flag and every variable goes through train.sh and torchrun to train.py as it was typed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""docs/reliability.md: what is killed at any instant and resumed comes to the same end, bit for bit."""
+"""docs/promises.md: what is killed at any instant and resumed comes to the same end, bit for bit."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""docs/reliability.md, through train.sh and torchrun: kills, signals, restarts."""
+"""docs/promises.md, through train.sh and torchrun: kills, signals, restarts."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Two nodes: what each prints, its exit code, and the seconds until it ends or goes on, for the table of docs/reliability.md."""
+"""Two nodes: what each prints, its exit code, and the seconds until it ends or continues (docs/several_nodes.md)."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ class Fault:
                  "launcher_again": f"node {self.node} is killed and started again",
                  "alone": f"node {self.node} waits for the other at the start; asked to stop (SIGTERM)",
                  "survivor": f"node {1 - self.node} is killed, node {self.node} waits for it; asked to stop (Ctrl-C)",
-                 "resume": "`RESUME_PATH` names a run that node 0 alone has", "power": "the power of node 0 is cut",
+                 "resume": "`RESUME_PATH` names a run that only node 0 has", "power": "the power of node 0 is cut",
                  "power_again": "the power of node 0 is cut; it comes back and is started again"}[self.what]
         restarts = f"; `MAX_RESTARTS={self.restarts}`" if self.restarts else ""
         return words + restarts + ("" if self.shared else "; no shared folder")

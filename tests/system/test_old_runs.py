@@ -102,7 +102,7 @@ def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance, capsys):
     """
     images, state = resume(name)
     told = capsys.readouterr().out
-    assert "a checkpoint of an earlier version: what it lacks (" in told and ") takes the values of that version\n" in told
+    assert "a checkpoint of an earlier version: what it lacks (" in told and ") has the values of that version\n" in told
     assert ("at step 3 of 6 (2 steps made no update); loss scale " in told) == (name == "fp16_overflows")
     bitwise = name != "before_heads" and numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
     if name == "held_images":          # the same boxes and flips: a shift of one pixel would change far more

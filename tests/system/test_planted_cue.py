@@ -8,7 +8,7 @@ being equal. Accuracy is that of the last step: the best on validation images is
 
 On the setting: it was chosen with other seeds than those of the test. The weight has to be large, because the mean square
 of sigmoids hardly moves logits near 0 otherwise, and the model has one layer: where there are more, the patches at the
-top left hear of the stamp in the layers before the one that is edited. Figures for both: MODEL_ZOO.md, "a planted cue".
+top left hear of the stamp in the layers before the one that is edited. Figures for both: docs/measured.md, "a planted cue".
 """
 
 import contextlib

@@ -245,39 +245,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     state = torch.load("x.pth", weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith("head")}, "headless.pth")
     for argv, words in (
-            (["r"], "give images (a file, a folder, a list, - for paths on standard input) or --split val"),
-            (["r", "p", "--split", "val"], "not both"),
+            (["r"], "INPUT is missing: give images, a folder, a list or - (paths from standard input), or add --split val"),
+            (["r", "p", "--split", "val"], "INPUT and --split exclude each other. Omit one"),
             (["r", "p", "--sort", "loss"], "--sort loss only has an effect with --split"),
             (["r", "p", "--path_column", "x"], "--path_column only has an effect with a list as INPUT"),
             (["r", "--split", "val", "--image_dir", "p"], "--image_dir only has an effect with a list as INPUT"),
-            (["r", "-", "-"], "- is given twice"),
+            (["r", "-", "-"], "INPUT has - more than once"),
             (["r", "photos"], "photos: no such file or folder"),
             (["r", "empty"], "empty: no images (.jpg"),
             (["output/rr", "p"], "MODEL output/rr: no such file or folder"),
             (["no_run", "p"], "no_run holds no intact checkpoint"),
-            (["no_run", "p", "r"], "error: no_run holds no intact checkpoint; MODEL comes first, then the images: r no_run\n"),
-            (["p/0.jpg", "r"], "error: p/0.jpg: an image, not weights; MODEL comes first, then the images: r p/0.jpg\n"),
+            (["no_run", "p", "r"], ": no_run holds no intact checkpoint; MODEL comes first, then the images: r no_run\n"),
+            (["p/0.jpg", "r"], "error: MODEL: p/0.jpg: an image, not weights; MODEL comes first, then the images: r p/0.jpg\n"),
             (["p/0.jpg", "p"], "error: MODEL: p/0.jpg: an image, not weights\n"),
             (["s", "p"], "error: MODEL: s is a sweep: give its final run, s/final\n"),
-            (["r", "p", "--output", "there.csv"], "--output there.csv is there: remove it"),
+            (["r", "p", "--output", "there.csv"], "--output there.csv exists, and is not overwritten"),
             (["r", "p", "--output", "empty"], "--output empty is a folder"),
-            (["r", "p", "--top_k", "11"], "--top_k 11: the model has 10 classes"),
+            (["r", "p", "--top_k", "11"], "--top_k must be at most 10, the model's number of classes, got 11"),
             (["r", "p", "--topk", "2"], "unrecognized arguments: --topk"),
-            (["r", "p", "--img_size", "16"], "only have an effect with a MODEL that is no run"),
-            (["x.pth", "--num_heads", "4", "--split", "val"], "--split val: x.pth is no run, which would have data of its own"),
-            (["headless.pth", "p", "--num_heads", "4"], "it has no head, and so no classes"),
+            (["r", "p", "--img_size", "16"], "only have an effect with a MODEL that is not one of your"),
+            (["x.pth", "--num_heads", "4", "--split", "val"], "--split val needs a run as MODEL, which names its data set"),
+            (["headless.pth", "p", "--num_heads", "4"], "MODEL headless.pth has no head, and so no classes. Fine-tune it first"),
             (["r", "gone.txt"], "2 images, ")):
         code, rows, printed = run(*argv)
         assert code == 2 and words in printed, (argv, printed)
         assert words == "2 images, " or (printed.count("\n") == 1 and printed.startswith("predict.py: error: ") and not rows)
     assert "2 cannot be read (column error), such as a.jpg: " in printed
     monkeypatch.setenv("NPROC", "two")
-    assert run("r", "p")[2] == "predict.py: error: NPROC=two: must be a whole number, 1 or more\n"
+    assert run("r", "p")[2] == "predict.py: error: NPROC must be a whole number, 1 or more, got 'two'\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]
     monkeypatch.delenv("NPROC")
     with files_no_larger_than(8000):                  # a batch in shared memory has room
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)
-    assert code == 2 and "error: new.csv: File too large; the rows so far are in new.csv.partial, each of them whole\n" in printed
+    assert code == 2 and ": new.csv: File too large; the rows so far are in new.csv.partial, and each is complete\n" in printed
     header, *rows = read_csv_table(Path("new.csv.partial").read_text())
     assert len(header) == len(rows[0]) and rows == rows[:1] * len(rows) and not Path("new.csv").exists()
 
@@ -289,7 +289,7 @@ def test_an_error_late_in_a_job_keeps_the_rows_before_it(run):
     for more in ((), ("--nproc", 2)):
         code, _, printed = run("r", "all.txt", "--output", "new/x.csv", *more)
         assert code == 2 and ("predict.py: error: all.txt:301: NUL bytes: a list has one path a line; the rows so far are in "
-                              "new/x.csv.partial, each of them whole\n" in printed), printed
+                              "new/x.csv.partial, and each is complete\n" in printed), printed
         assert len(read_csv_table(Path("new/x.csv.partial").read_text())) == 301 and os.listdir("new") == ["x.csv.partial"]
     assert run("r", "p", "--output", "/dev/null")[0] == 0
 
@@ -321,7 +321,7 @@ def test_a_closed_pipe_and_ctrl_c_leave_whole_rows(tmp_path):
         rows = [stopped.stdout.readline() for _ in range(30)]
         stopped.send_signal(signal.SIGINT)
         left, printed = stopped.stdout.read(), stopped.stderr.read()
-    assert stopped.returncode == 143 and b"SIGINT: stopped: the rows so far are written, each of them whole" in printed
+    assert stopped.returncode == 143 and b"SIGINT: stopped: the rows so far are written, and each is complete" in printed
     assert rows[0].startswith(b"path,label,") and set(rows[1:]) == {rows[1]} and rows[1].endswith(b",\n")
     assert left == rows[1] * (len(left) // len(rows[1]))
     with subprocess.Popen(["head", "-n", "5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as head:

@@ -92,14 +92,14 @@ def test_what_is_frozen_stays_bit_for_bit(run_train, capsys):
         capsys.readouterr()
         assert run_train(*from_start, *flags, "--name", name) == 0
         printed = capsys.readouterr().out
-        assert f"frozen: {len(start) - len(expected)} arrays" in printed and "random weights" not in printed
+        assert f"frozen: {len(start) - len(expected)} array" in printed and "random weights" not in printed
         state = state_of(f"output/{name}")
         assert changed(start, state.model) == expected
         assert sum(len(group["params"]) for group in state.optimizer["param_groups"]) == len(expected)
         for frozen in start.keys() - expected:             # averages of equal numbers: equal but for rounding
             torch.testing.assert_close(state.ema[frozen], start[frozen], rtol=1e-6, atol=0)
     assert run_train("--train_layers", "head") == 0
-    assert "warning: what is frozen has random weights" in capsys.readouterr().out
+    assert "warning: the frozen layers have random weights" in capsys.readouterr().out
 
 
 def test_a_linear_probe_trains_a_pooling_by_attention_that_the_file_lacks(run_train, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""docs/reliability.md: a resumed run ends as an undisturbed one; what it may change; who writes. Whole runs of train.py."""
+"""docs/promises.md: a resumed run ends as an undisturbed one; what it may change; who writes. Whole runs of train.py."""
 
 import math
 import os

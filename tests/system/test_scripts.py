@@ -42,7 +42,7 @@ def flags_after(words: list[str]) -> dict:
 
 @pytest.mark.slow
 def test_a_journey_on_two_processes(tmp_path, capsys):
-    """The first command of the README, in a folder whose name needs care: a mistake; a signal; what its last lines propose."""
+    """The first command of the README, in a folder whose name needs quotes: a mistake; a signal; the command that it prints."""
     place, folder = tmp_path / "a folder", tmp_path / "a folder" / "digits"
     clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 
@@ -65,17 +65,19 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
     try:
         until(lambda: folder.exists() and checkpoint.step_files(folder), 300, "a checkpoint")
         process.terminate()
-        code, _, errors = end(process)
+        code, printed, errors = end(process)
     finally:
         process.kill()
     assert code == 143, errors
+    hint = shlex.split(printed.rpartition("Resume with: ")[2])
+    assert {"NPROC=2", f"RESUME_PATH={folder}"} <= set(hint) and hint[-2:] == ["bash", "train.sh"], hint
     assert not [path for path in Path("/proc").glob("[0-9]*") if str(place) in command_of(int(path.name))]
     stopped, = (load_state(file).step for file in checkpoint.step_files(folder)[:1])
     assert 10 <= stopped < 100 and not checkpoint.open_newest(folder).skipped
 
     code, printed, errors = end(start(RESUME_PATH=str(folder)))
     assert code == 0, errors
-    before, after = map(float, re.search(r"([\d.]+)% before, ([\d.]+)% after \(500 images;", printed).groups())
+    after, before = map(float, re.search(r"([\d.]+)% after the last step \(500 .*before training ([\d.]+)%", printed).groups())
     assert before < 20 and after > 90, (before, after)
     assert load_state(checkpoint.step_files(folder)[0]).step == 100
     assert (folder / "best.pt").exists() and (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -147,7 +149,8 @@ def two_gpus(tmp_path):
 
 @pytest.mark.parametrize(("gpus", "words"), [
     ("2", "there is no GPU 2. nvidia-smi lists 2, numbered from 0"), ("0,0", "names 0 twice"), ("two", "'two' is not a device"),
-    ("0;1", "'0;1' is not a device"), ("cuda", "'cuda' is not a device")])
+    ("0;1", "'0;1' is not a device"), ("cuda", "'cuda' is not a device"),
+    ("mps", "bash train.sh --device mps")])
 def test_devices_that_are_none(run_script, two_gpus, gpus, words):
     done = run_script("train.sh", GPUS=gpus, PATH=two_gpus)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
@@ -279,7 +282,7 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
 @pytest.mark.parametrize(("variables", "flags", "words"), [
     ({"RESUME_PATH": "run"}, [], "nothing to resume at run (searched in "),
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
-    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is no run folder")])
+    ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is not a run folder")])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
     """Within a second, where the machine has nothing else to do. What else is refused so: tests/system/test_train.py."""
     python = tmp_path / "python3"

@@ -133,7 +133,7 @@ def test_what_could_be_right_is_told(runs, tmp_path):
                        "config": {key: value for key, value in content["config"].items() if key != "seed"} | {"rotation": 5.0}}
     del wrong["rules"], wrong["license"]
     told = doors.through("resume", tmp_path / "x", folder, lambda path: sealed.seal(path, wrong)).output
-    for line in ("a checkpoint of an earlier version: what it lacks (rules, license, seed) takes the values of that version",
+    for line in ("a checkpoint of an earlier version: what it lacks (rules, license, seed) has the values of that version",
                  "--rotation 5.0",
                  "weights: from the checkpoint, whose model is not that of configs.py: dropout_rate 0.25",
                  "changed: 1 processes (were 2), 2 micro-steps each (were 1)"):

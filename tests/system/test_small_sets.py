@@ -1,4 +1,4 @@
-"""benchmarks/small_sets: the splits, how results are read, and the statistics, on numbers that are worked out by hand."""
+"""benchmarks/small_sets: the splits, how results are read, and the statistics, with numbers computed by hand."""
 
 import json
 import sys
@@ -181,13 +181,13 @@ def test_the_page_has_means_and_differences():
     # 1 point for 5 a class and 2 for all: 1.5 in every draw of every set
     assert "| timm | **+1.5 ± 0.0** | **+1.0 ± 0.0** | **+2.0 ± 0.0** | **+1.5 ± 0.0** | **+1.5 ± 0.0** | 8 | yes |" in text
     assert "| timm | 10.0 | 5.0 | 100 | 40 | 20 | 8 |" in text and "absent" not in text
-    assert "- **timm**: theirs. Its last command:\n\n  `python timm`" in text
+    assert "- **timm**: theirs. Last command:\n\n  `python timm`" in text
     assert f"`MODEL` stands for `{TINY}`, `START` for x.npz." in text
     turned = figures.page(runs, [SESSION], [("auto", "ours"), ("timm", "theirs")], "auto", gains=True)
     assert "## Each minus auto, last step (points)" in turned and "| timm | **-1.5 ± 0.0** |" in turned and "| 8 | no |" in turned
 
 
-def test_the_page_leaves_out_who_was_not_asked_for(tmp_path):
+def test_the_page_omits_contenders_that_were_not_chosen(tmp_path):
     results = Results(tmp_path / "r.jsonl")
     results.begin(SESSION)
     for run in (a_run("auto", 60.0), a_run("vit-paper", 59.0, "other"), a_run("auto", 1.0, draw=9)):
@@ -196,22 +196,35 @@ def test_the_page_leaves_out_who_was_not_asked_for(tmp_path):
     assert "| auto | 60.0 | 60.0 | 1 |" in text and "Draws 1 of these sets" in text and "other (" not in text
 
 
+def test_the_page_begins_with_what_was_found():
+    runs = [a_run("auto", 60.0 + draw, draw=draw) for draw in (1, 2, 3)]
+    runs += [a_run("timm", 58.0 + draw + (draw == 3), draw=draw) for draw in (1, 2, 3)]
+    runs += [a_run("x", value, draw=draw) for draw, value in ((1, 66.0), (2, 60.0), (3, 65.0))]
+    contenders = [("auto", "ours; nothing set"), ("timm", "timm's train.py: SGD"), ("x", "another")]
+    text = figures.page(runs, [SESSION], contenders, "auto", purpose="Who is better?")
+    first = text.partition("\n## ")[0]
+    assert first.startswith("# Fine-tuning on few photographs\n\nWho is better?\n")
+    assert "`auto` (ours) reached 62.0 % on average over 3 runs on s." in first
+    assert "- `timm` (timm's train.py): 1.7 ± 0.3 points lower\n" in first
+    assert "- `x` (another): 1.7 ± 2.0 points higher, which is not clear with so few pairs" in first
+
+
 @pytest.mark.parametrize("file", sorted(small_sets.RESULTS.parent.glob("small_sets*.jsonl")), ids=lambda file: file.stem)
 def test_a_page_is_that_of_its_results(file):
     results = Results(file)
     flags = {run["contender"]: run["flags"] for run in results.runs}
     others = [contenders.candidate(name, flags[name], []) for name in flags.keys() - {one.name for one in contenders.CONTENDERS}]
     page = small_sets.page(results, [*contenders.CONTENDERS, *sorted(others, key=lambda one: list(flags).index(one.name))],
-                           sorted({figures.pair_of(run) for run in results.runs}), gains=bool(others))
+                           sorted({figures.pair_of(run) for run in results.runs}), bool(others), file.stem)
     assert (ROOT / "docs" / f"{file.stem}.md").read_text() == page
 
 
-def test_the_model_zoo_repeats_the_pages():
-    """A row that begins with a contender or a candidate stands in a page as it is."""
+def test_the_page_of_the_recipe_repeats_rows_of_the_other_pages():
+    """Each row that begins with a contender or a candidate is a row of such a page."""
     pages = [page.read_text() for page in (ROOT / "docs").glob("small_sets*.md")]
     names = {line.split("|")[1] for page in pages for line in page.splitlines() if line.startswith("| ")} - {" contender "}
-    section = (ROOT / "MODEL_ZOO.md").read_text().partition("### `photos`")[2].partition("\n### ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ") and line.split("|")[1] in names]
+    page = (ROOT / "docs" / "recipe_photos.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and line.split("|")[1] in names]
     assert len(rows) > 10 and all(any(f"\n{row}\n" in page for page in pages) for row in rows)
 
 
@@ -270,7 +283,7 @@ def test_without_the_base_the_others_do_not_run(photographs, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--contenders", "nobody"], "no contender is called nobody"),
+    (["--contenders", "nobody"], "--contenders: unknown name nobody"),
     (["--contenders", "timm"], "timm needs --timm_train"),
     (["--sets", "flowers"], "no folder train/"),
     (["--per_class", "0"], "--per_class"),

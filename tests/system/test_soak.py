@@ -1,4 +1,4 @@
-"""docs/reliability.md: a long run takes no more memory, files, threads or shared memory than a short one."""
+"""docs/promises.md: a long run takes no more memory, files, threads or shared memory than a short one."""
 
 import json
 import multiprocessing

@@ -43,7 +43,7 @@ def test_flags_and_the_variables_of_train_sh_are_read(monkeypatch):
 
 def test_a_rate_that_is_there_twice_is_told(capsys):
     assert sweep.parse(["--learning_rates", "0.01,1e-2,0.1"])[1] == [0.01, 0.1]
-    assert capsys.readouterr().out == "sweep: --learning_rates has 0.01 more than once; it is tried once\n"
+    assert capsys.readouterr().out == "sweep: --learning_rates has 0.01 several times; it is tried once\n"
     sweep.parse(["--learning_rates", "0.01,0.1"])
     assert capsys.readouterr().out == ""
 
@@ -58,15 +58,16 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
 
 @pytest.mark.parametrize(("argv", "words"), [
     (["--learning_rates", "0.1,high"], "--learning_rates"),
-    (["--learning_rates=-1"], "--learning_rates -1: each must be more than 0, finite and below 1e30, not -1."),
+    (["--learning_rates=-1"], "--learning_rates -1: each must be more than 0, got -1."),
     (["--attention_loss_weights", "-1"], "--attention_loss_weights -1"), (["--learning_rates", " , "], "holds no number"),
-    (["--lr", "0.1"], "--learning_rate is what a sweep sets itself"), (["--dataset", "CIFAR10"], "Did you mean cifar10?"),
+    (["--lr", "0.1"], "--learning_rate: a sweep sets it itself"), (["--dataset", "CIFAR10"], "Did you mean cifar10?"),
     (["--pretrained_dir", "vit_base_patch_16"], "Did you mean imagenet21k/ViT-B_16?"),
     (["--attention_loss_weights", "1", "--learning_rates", "1"], "one of them"),
-    (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight is what a sweep sets itself"),
-    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"), (["--test", "once"], "--test is"),
+    (["--attention_loss_weights", "1", "--attention_loss_weight", "2"], "--attention_loss_weight: a sweep sets it itself"),
+    (["--attention_loss_weights", "1"], "only has an effect with --attention_edits"),
+    (["--test", "once"], "--test: a sweep sets"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
-    (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set: --test_fraction 0.2")])
+    (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set. Add --test_fraction 0.2")])
 def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
     tree = make_tree(tmp_path_factory.mktemp("data"), splits=("train",))
     argv = [word.format(tree=tree) for word in argv]
@@ -85,7 +86,7 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
     older = json.loads(file.read_text()) | {"fp16": False, "float32_matmul": "highest"}              # flags that are gone
     file.write_text(json.dumps(older))
     sweep.claim(tmp_path / "s", settings | {"seed": 2})
-    with pytest.raises(ConfigError, match="with seed 2, not 1: give another NAME, or --seed 2 to go on with it"):
+    with pytest.raises(ConfigError, match=r"with seed 2, not 1\. Choose another NAME, or add --seed 2 to continue it"):
         sweep.claim(tmp_path / "s", settings)
 
 
@@ -96,7 +97,7 @@ def test_sweep_with_other_names_of_settings_is_refused(tmp_path, before, words):
     (tmp_path / "lr-0.1").mkdir()
     (tmp_path / "lr-0.1/log.jsonl").touch()
     (tmp_path / "sweep.json").write_text(json.dumps(before))
-    with pytest.raises(ConfigError, match=f"with {words}: give another NAME"):
+    with pytest.raises(ConfigError, match=f"with {words}. Choose another NAME"):
         sweep.claim(tmp_path, {"learning_rates": [0.1], "seed": 1})
 
 
@@ -234,7 +235,7 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
         "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy says "
         "little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
     assert error_line(capsys, *argv, "output/part", "--val-fraction", "0.3").endswith(
-        "on 4 of the 6 images that the sweep chooses on: their accuracy says little. Hold out the same images as that run: "
+        "on 4 of the 6 images that the sweep chooses on: their accuracy means little. Hold out the same images as that run: "
         "--val_fraction 0.1 --split_seed 0\n")
     assert not Path("output/w").exists()
     assert sweep.main([*argv, "output/part"]) == 0 and len(stub()) == 3
@@ -260,7 +261,7 @@ def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
         flags = [word.partition("=")[0].replace("-", "_") for word in call["argv"] if word.startswith("--")]
         assert sorted(flags) == sorted(set(flags)) and call["argv"][-4:].count(name) == 1, call["argv"]
         assert not {"NAME", "VAL_FRACTION", "OUTPUT_DIR"} & call["env"].keys()
-        assert (call["env"].get("VIT_TRIAL") == "1") == (name != "final")
+        assert call["env"]["VIT_TRIAL"] == ("final" if name == "final" else "1")
     assert Path("here/s/final/log.jsonl").exists()
 
 
@@ -288,7 +289,7 @@ def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch,
 
 def test_all_diverged_is_one_line(stub, capsys):
     assert sweep.main(["--learning_rates", "1e25", "--name", "s"]) == 2
-    assert "all runs of output/s diverged: give lower learning rates" in capsys.readouterr().err
+    assert "all runs of output/s diverged. Try lower learning rates" in capsys.readouterr().err
 
 
 def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):

@@ -12,6 +12,7 @@ from models import load_model, record_patch_logits
 from utils.attention import edits
 from utils.data import datasets
 from utils.report import pictures, plots
+from utils.report.attention_effect import choose_images
 from utils.run import checkpoint
 
 STEP_2 = ("--pretrained_dir", "output/one", "--attention_edits", "edits", "--attention_loss_weight", 20, "--precision", "fp32")
@@ -48,9 +49,9 @@ def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
     capsys.readouterr()
     assert run_train(*STEP_2, "--name", "two", "--num_steps", 12, "--eval_every", 12, "--learning_rate", 3e-3) == 0
     printed = capsys.readouterr().out
-    assert "edits of 367 of 1097 training images teach layer 4 of 4, weight 20" in printed
+    assert "edits of 367 of 1097 training images supervise layer 4 of 4, weight 20" in printed
     assert "before" in printed and "annotate.py --checkpoint output/two" in printed
-    assert "with --attention_loss_weight 0" in printed and "in the first steps" in printed
+    assert "with --attention_loss_weight 0" in printed and "in the first " in printed
     before, after = ([event for event in events_of(f"output/{run}", ("eval",)) if event["split"] == "test"]
                      for run in ("one", "two"))
     assert after[0]["accuracy"] == before[-1]["accuracy"]                 # step 1's head and weights, as they were
@@ -66,7 +67,7 @@ def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
     assert np.array_equal(np.isnan(rows[4].edit), coarse == 0) and rows[5].edit is None
     split, model = datasets.DATASETS["digits"]("").train, load_model(checkpoint.step_files(Path("output/two"))[0])
     taught = sorted(edits.find("edits", split))
-    image, label = split[taught[len(taught) // 4]]                        # the second of four, evenly spaced
+    image, label = split[choose_images(split, dict.fromkeys(taught), test, "test", {})[1].index]
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad(), record_patch_logits(model) as logits:
         probabilities = model(pixels).softmax(-1)[0]
@@ -113,7 +114,7 @@ def test_edits_that_change_on_the_way(run_train, step_1, capsys):
     capsys.readouterr()
     assert run_train("--resume_path", "output/two", "--attention_edits", "moved", "--num_steps", 8) == 0
     printed = capsys.readouterr().out
-    assert "no picture" in printed and "attention.png" not in printed and not Path("output/two/attention.png").exists()
+    assert "attention.png" in printed and Path("output/two/attention.png").exists(), "of the images that the run began with"
 
 
 def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
@@ -122,7 +123,7 @@ def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
     assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *view) == 0
     mark(Path("edits"))
     assert run_train(*STEP_2, "--name", "two", "--model_type", "ViT-Nano_2", "--num_layers", 3) == 0
-    assert "teach layer 1, 2, 3 of 3" in capsys.readouterr().out
+    assert "supervise layer 1, 2, 3 of 3" in capsys.readouterr().out
     assert run_train(*STEP_2, "--name", "other", "--num_layers", 4) == 2 and "--num_layers" not in STEP_2
     config = state_of("output/two").config
     assert config["eval_crop"] == 0.75 and config["interpolation"] == "bicubic" and config["img_size"] == 12
@@ -194,12 +195,13 @@ def test_the_picture(tmp_path):
             pictures.BeforeAfter("test", image[..., :1], "dog", (heat, "dog", 0.5), (heat, "dog", 0.625), None)]
     figure = pictures.before_and_after(rows, "two: attention")
     axes = np.array(figure.axes[:8]).reshape(2, 4)
-    np.testing.assert_array_equal(axes[0, 1].images[0].get_array(), heat)
-    np.testing.assert_array_equal(axes[0, 3].images[0].get_array(), heat / 2)
-    np.testing.assert_array_equal(np.ma.filled(axes[0, 2].images[0].get_array().astype(float), np.nan), edit)
+    for panel, expected in ((axes[0, 1], heat), (axes[0, 3], heat / 2)):
+        np.testing.assert_array_equal(panel.images[-1].get_array(), expected)
+        assert panel.images[0].get_array().shape == image.shape, "over the image"
+    np.testing.assert_array_equal(np.ma.filled(axes[0, 2].images[-1].get_array().astype(float), np.nan), edit)
     assert axes[0, 1].get_xlabel() == "predicted: dog\ntrue class: 12.5%" and axes[0, 1].xaxis.label.get_color() == "tab:red"
     assert axes[0, 3].get_xlabel() == "predicted: cat\ntrue class: 75.0%" and axes[0, 3].xaxis.label.get_color() == "tab:green"
-    assert not axes[1, 2].images and all(axis.images[0].get_clim() == (0, 1) for axis in axes[:, 1::2].flat)
-    assert figure.get_suptitle() == "two: attention" and "sigmoid" in figure.axes[8].get_ylabel()
+    assert not axes[1, 2].images and all(axis.images[-1].get_clim() == (0, 1) for axis in axes[:, 1::2].flat)
+    assert figure.get_suptitle() == "two: attention" and "sigmoid" in figure.axes[8].get_xlabel()
     plots.save(figure, tmp_path / "picture.png")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]

@@ -19,7 +19,6 @@ from models import create_model, save_npz
 from utils.data import loader
 from utils.data.splits import ImageError
 from utils.files import StorageError
-from utils.launch import ROOT
 from utils.report import plots
 from utils.run import checkpoint
 from utils.training import trainer
@@ -31,8 +30,8 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert run_train("--num_steps", 5, "--eval_every", 2) == 0
     folder = Path("output/digits")
     files = sorted(path.name for path in folder.iterdir())
-    assert files == [".lock", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv", "step-00000004.pt",
-                     "step-00000005.pt"]
+    assert files == [".lock", "batch.png", "best.pt", "config.json", "curves.png", "log.jsonl", "mistakes.csv",
+                     "step-00000004.pt", "step-00000005.pt"]
     assert list(Path("logs/digits").iterdir())
     content = json.loads((folder / "config.json").read_text())
     assert content["config"]["num_steps"] == 5 and content["config"]["learning_rate"] == 1e-3
@@ -45,8 +44,7 @@ def test_a_run_leaves_what_the_readme_names(run_train, capsys):
     assert events[1]["images"] == 60 and events[4]["images"] == 40
     printed = capsys.readouterr().out
     for words in ("test accuracy", "before", "after", "output/digits/step-00000005.pt", "output/digits/curves.png",
-                  "logs/digits", "Next:", "--eval_only",
-                  f" {ROOT}/train.py --resume_path output/digits --num_steps 10\n"):
+                  "--logdir logs\n", "Next:", "predict.py output/digits PHOTOS", "export.py output/digits --to folder"):
         assert words in printed, words
 
 
@@ -149,7 +147,7 @@ def test_picture_without_room_does_not_cost_the_last_words(run_train, monkeypatc
     printed = capsys.readouterr()
     assert "Done: step 4 of 4" in printed.out and "Next:" in printed.out
     line, = (line for line in printed.err.splitlines() if "error" in line)
-    assert "cannot write output/digits/curves.png" in line and "--resume_path output/digits then trains nothing" in line
+    assert "cannot write output/digits/curves.png" in line and line.endswith("--resume_path output/digits")
     assert run_train("--resume_path", "output/digits") == 0 and Path("output/digits/curves.png").exists()
 
 
@@ -166,7 +164,7 @@ def test_when_the_test_split_is_evaluated(run_train, capsys):
             capsys.readouterr()
             assert run_train("--eval_only", *of_run) == 0
             printed = capsys.readouterr().out
-            assert ("best.pt was chosen on these images, so that its accuracy on them is a little too good\n" in printed) is told
+            assert ("best.pt was chosen on these images, so its accuracy on them is slightly too high\n" in printed) is told
     assert f"val accuracy {expected['accuracy']:.2%}" in printed and "test accuracy" not in printed
     make_tree(Path("tree"))
     assert run_train(*FOLDER, "--test", "once", "--eval_every", 2, "--name", "folder") == 0
@@ -240,7 +238,7 @@ def test_unreadable_images(run_train, capsys):
     assert run_train("--name", "skip", *flags, "--bad_images", "skip", "--max_bad_images", 0.1) == 0
     printed = capsys.readouterr().out
     assert "warning: replaced by the next readable image: tree/train/bee/2.png" in printed
-    assert "1 of the training images were replaced: output/skip/bad_images.txt" in printed
+    assert "1 training image was replaced: output/skip/bad_images.txt" in printed
     listed, = Path("output/skip/bad_images.txt").read_text().splitlines()
     assert listed.startswith("tree/train/bee/2.png: ")
 
@@ -409,7 +407,7 @@ EARLY = [        # and words of the line
     (["--dataset", "CIFAR10"], "Did you mean cifar10?"), (["--model", "vit_base_patch_16"], "Did you mean ViT-B_16?"),
     (["--model_type", "beitv2_base_patch16_224"], "it has positions relative to each pair of patches"),
     (["--pretrained_dir", "mirror/vit-base-patch16-224"], "Did you mean imagenet21k/ViT-B_16?"),
-    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe: invalid choice"),
+    (["--recipe", "MAE"], "Did you mean mae?"), (["--recipe", "nosuch"], "--recipe must be auto"),
     (["--num_stepss", "3"], "unrecognized arguments: --num_stepss"),
     (["--dataset", "folder", "--data_dir", "no/such"], "--data_dir no/such: no such folder"),
     (["--pretrained_dir", "w.npz"], "--pretrained_dir w.npz: no such file or folder (searched in "),
@@ -435,9 +433,9 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     make_tree(Path("tree"))
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
-    assert "arrays from output/r/best.pt; new: head.bias, head.weight" in capsys.readouterr().out
+    assert "arrays from output/r/best.pt; new: head; unused in the file: head" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
-    assert "a run brings its own architecture along: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
+    assert "a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
 
@@ -452,8 +450,8 @@ def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluate
     assert "warning: skipped because of their extension: 1 .avif" in printed
     Path("tree/pets/Train").rename("train_of_tree")
     assert run_train(*flags) == 2 and "contains Testing/ (2 folders) but no train/" in capsys.readouterr().err
-    assert run_train("--eval_only", "--resume_path", "output/folder") == 0
-    assert "data: folder, 2 classes, 12 test\nusing: pets/Testing/ to evaluate" in capsys.readouterr().out
+    assert run_train("--eval_only", "--resume_path", "output/tree") == 0
+    assert "data: tree, 2 classes, 12 test\nusing: pets/Testing/ to evaluate" in capsys.readouterr().out
     assert run_train(*flags, "--data_dir", "train_of_tree", "--val_fraction", 0.25, "--test", "never", "--name", "share") == 0
     assert "12 images to train on" not in (printed := capsys.readouterr().out) and "val accuracy" in printed
     assert [event["split"] for event in events_of("output/share", ("eval",))] == ["val", "val"]

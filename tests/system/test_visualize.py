@@ -53,7 +53,9 @@ def draw(figures, *argv):
 
 
 def titles(figure) -> list[str]:
-    return [axes.get_title().splitlines()[0] for axes in figure.axes if axes.get_title()]
+    """In one line, without the range of a small map."""
+    found = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    return [" ".join(re.sub(r"\n(max )?-?[\d.e-]+( to \S+)?$", "", title).split()) for title in found]
 
 
 def heat_of(figure, index=1) -> np.ndarray:
@@ -87,13 +89,15 @@ def test_attention_of_every_family(family, figures, photo):
     for reader in readers:
         assert f"layer {LAYERS[family]}, mean of the heads, {reader}" in found
     talking = ["layer 1*", "layer 2*"] if family == "cait" else ["layer 1", "layer 2"]
-    assert all(found.count(name) == len(readers) for name in [*talking, "head 1", "head 2"])
+    assert all(found.count(name) == len(readers) for name in talking)
+    heads = [f"head {number}{f', {reader}' * (len(readers) > 1)}" for reader in readers for number in (1, 2)]
+    assert all(found.count(name) == 1 for name in heads)
     # The last layer, as the paper has it: the row (or the mean of the rows) over the patches.
     (height, width), rows = model.grid, model.query_rows
     row = maps[-1][0].mean(dim=0)[rows, -height * width:]
     expected = (row if len(readers) == 2 else row.mean(dim=0, keepdim=True)).view(-1, height, width)
     for number, wanted in enumerate(expected):
-        shown = heat_of(figure, 3 * number + 1)
+        shown = heat_of(figure, 2 * number + 1)
         assert shown.shape[0] / shown.shape[1] == height / width
         times = shown.shape[0] // height                     # a coarse grid: patch by patch
         np.testing.assert_allclose(shown, wanted.repeat_interleave(times, 0).repeat_interleave(times, 1), atol=1e-6)
@@ -114,7 +118,7 @@ def test_other_pictures_of_every_family(family, figures, photo):
     subject = ["--checkpoint", folder, "--image", photo]
     for verb in ("rollout", "grad-rollout"):
         figure = draw(figures, verb, *subject)
-        assert len(figure.axes) == (8 if family == "distilled" else 4) and heat_of(figure).max() > 0
+        assert len(figure.axes) == (7 if family == "distilled" else 4) and heat_of(figure).max() > 0
     distance = draw(figures, "distance", *subject)
     dots = [line for line in distance.axes[0].get_lines() if line.get_marker() == "o"]
     assert len(dots) == 2 and len(dots[0].get_xdata()) == 2           # of a CaiT the talking-heads layers
@@ -180,7 +184,7 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
     subject = ["rollout", "--checkpoint", "some.safetensors", "--image", photo]
-    assert len(draw(figures, *subject).axes) > 0                       # the file tells what it is
+    assert len(draw(figures, *subject).axes) > 0                       # the file says what it is
     figures.clear()
     subject += ["--model_type", "ViT-Nano_2"]
     figure = draw(figures, *subject, "--img_size", "8x12")
@@ -210,7 +214,7 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
     assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
 
 
-def test_images_that_the_model_sees_nearly_black_are_told(figures, capsys):
+def test_images_that_the_model_sees_nearly_black_are_reported(figures, capsys):
     """Of 12 bits, for a run on images of 16; a run on images of 12 sees them."""
     Image.fromarray(np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)).save("deep.png")
     for high in (65535, 4095):
@@ -260,10 +264,11 @@ def test_an_unwritable_output_is_reported_before_any_work(figures, tmp_path, mon
     monkeypatch.setattr(views, "draw_confusion", lambda *_: pytest.fail("it was evaluated"))
     (tmp_path / "text").write_text("")
     (tmp_path / "there/confusion.png").mkdir(parents=True)
-    for place in ("text/below", "/proc/none/a.png", "there"):
+    for place, words in (("text/below", "--output text/below: text is a file"), ("there", "cannot write there/confusion.png: "),
+                         ("/proc/none/a.png", "--output /proc/none: /proc cannot be written")):
         assert visualize.main(["confusion", "--output", place]) == 2
         printed = capsys.readouterr().err
-        assert printed.startswith(f"visualize.py: error: cannot write {place}") and printed.count("\n") == 1
+        assert printed.startswith(f"visualize.py: error: {words}") and printed.count("\n") == 1
 
 
 def test_the_image_as_the_model_saw_it(figures, photo):
@@ -280,9 +285,9 @@ def test_curves_of_one_run_and_of_several(figures):
     first, second = save_run(Path("output/a")), save_run(Path("output/b"))
     loss = draw(figures, "curves", "--checkpoint", first / "best.pt").axes[0]
     assert list(figures) == ["output/a/curves.png"] and loss.get_lines()[0].get_ydata().tolist() == [2, 1, 2 / 3]
-    loss = draw(figures, "curves", "--checkpoint", first, second).axes[0]
+    figure = draw(figures, "curves", "--checkpoint", first, second)
     assert list(figures) == ["output/curves.png"]
-    assert [line.get_label() for line in loss.get_lines()] == ["a train", "b train"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [" a: no evaluation", " b: no evaluation"]
 
 
 def test_images_that_chose_the_best_are_not_called_test(tmp_path, monkeypatch):
@@ -310,8 +315,9 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
     assert f"test: {written.trace() / 60:.2%} of 60 images right, with mirror images\n" in figure.get_suptitle()
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--split", "val")
     mistakes = csv.DictReader(Path("output/r/mistakes.csv").read_text().splitlines())
-    assert [axes.get_title() for axes in figure.axes if "(true:" in axes.get_title()] == [
-        f"{row['predicted']}: {float(row['probability']):.1%}\n(true: {row['true']})" for row in itertools.islice(mistakes, 16)]
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes if "(true:" in axes.get_title()] == [
+        (f"{row['predicted']}: {float(row['probability']):.1%}\n(true: {row['true']})", row["path"])
+        for row in itertools.islice(mistakes, 16)]
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
     assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()
     figure = draw(figures, "rollout", "--checkpoint", "output/r", "--images", 1)
@@ -321,8 +327,7 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
 # ------------------------------------------------------------------------------------------------- bad input
 
 BAD = {
-    "no picture": ("", "PICTURE"),
-    "another picture": ("portrait", "invalid choice"),
+    "another picture": ("portrait", "PICTURE must be attention"),
     "an option of another picture": ("position --layer 1", "--layer"),
     "no such checkpoint": ("attention --checkpoint nowhere", "--checkpoint nowhere: no such file or folder"),
     "an empty folder": ("attention --checkpoint empty", "no intact checkpoint"),
@@ -331,15 +336,15 @@ BAD = {
     "not an image": ("attention --image text.png", "cannot be read as an image"),
     "a layer too many": ("attention --layer 5 --images 1", "the model has 4 layers"),
     "a head too many": ("attention --head 5 --images 1", "the model has 4 heads"),
-    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ..., or their numbers 0 to 25"),
+    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ... (26 classes), or its number, 0 to 25"),
     "no CaiT": ("class-attention --images 1", "CaiT"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),
     "a file without its heads": ("attention --checkpoint some.pth --image text.png", "Add --num_heads"),
-    "no data of its own": ("attention --checkpoint some.npz", "add --image"),
+    "no data of its own": ("attention --checkpoint some.npz", "Add --image"),
     "a model type for the embedded one": ("attention --model_type ViT-B_16", "a run has its own"),
     "no log": ("curves --checkpoint empty", "no run with steps"),
-    "curves of nothing": ("curves", "such as output/NAME, after bash train.sh"),
+    "curves of nothing": ("curves", "curves needs one run folder or several"),
     "resizing of a run": ("attention --eval_crop 0.5", "a run has its own"),
     "distances of nothing": ("distance --image text.png text.png", "text.png"),
     "other classes": ("confusion", "not the same task"),
@@ -385,3 +390,17 @@ def test_the_drawing_itself(tmp_path, monkeypatch, capsys):
     assert visualize.main(["rollout", "--images", "1", "--output", "one.pdf"]) == 0
     assert capsys.readouterr() == ("wrote one.pdf\n", "")
     assert Path("one.pdf").read_bytes().startswith(b"%PDF") and len(os.listdir()) == 1
+
+
+def test_an_earlier_picture_is_replaced_and_no_other_file(tmp_path, monkeypatch, capsys):
+    """Also where --output is a folder: the name of a picture depends on the image's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("new/a.png", "a.pdf", "a.svg"):
+        for _ in range(2):
+            assert visualize.main(["position", "--output", name]) == 0
+    assert capsys.readouterr().out.count("wrote new/a.png") == 2
+    Path("position.png").write_bytes(b"\x89PNG a photograph")
+    for output in ("position.png", "."):
+        assert visualize.main(["position", "--output", output]) == 2
+        assert "--output position.png exists and was not drawn by this program" in capsys.readouterr().err
+    assert Path("position.png").read_bytes() == b"\x89PNG a photograph"

@@ -1,5 +1,7 @@
 """The table of precisions, the choice, and the loss scaler."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,17 @@ def test_auto_on_a_gpu(gpu, capability, half, native, words):
     chosen, reason = choose("auto", "O2", device)
     assert chosen is (BF16 if native else FP32) and words in reason and "Model X" in reason
     assert (native_support(HALF, device)[0], native_support(BRAIN, device)[0]) == (half, native)
+
+
+@pytest.mark.parametrize(("name", "level", "row", "reason"), [
+    ("auto", "O2", FP32, "Apple GPU; --precision fp16 and bf16 are not tested here"), ("fp32", "O2", FP32, "requested"),
+    ("tf32", "O2", FP32, "tf32 was requested, which Apple GPUs do not have"),
+    ("bf16", "O2", BF16, "requested; not tested on Apple GPUs"),
+    ("fp16", "O1", LEVELS["O1"], "requested; not tested on Apple GPUs"),
+    ("fp16", "O3", LEVELS["O3"], "requested; not tested on Apple GPUs; may diverge: compare with O1")])
+def test_precision_on_an_apple_gpu(name, level, row, reason):
+    assert choose(name, level, torch.device("mps")) == (row, reason)
+    assert row.autocast(torch.device("mps")).__class__ is (torch.autocast if row.compute != row.weights else nullcontext)
 
 
 # ----------------------------------------------------------------------------------------------- loss scaler

@@ -1,1 +1,1 @@
-"""What a model attends to, and people's edits of it."""
+"""What a model attends to, and how people edit it."""

@@ -15,10 +15,11 @@ from .edits import Edit
 
 def transform_with_edits(edits: dict[int, Edit], grid: tuple[int, int], transform: Callable, image: Image.Image | Tensor,
                          index: int) -> tuple[Tensor, Tensor]:
-    """Transform an image of a split together with its edit; with the first two given, the `edit_transform` of train_loader.
+    """Transform an image of a split together with its edit. With its first two arguments bound it is the `edit_transform` of
+    train_loader.
 
     edits: by index of the image in the split. grid: (h, w) of the model.
-    -> transform(image), as it is without an edit, and the edit (2, h, w) float32, zeros for an image without one.
+    Returns transform(image), the same as without an edit, and the edit (2, h, w) float32, zeros for an image without one.
     """
     if index not in edits:
         return transform(image), torch.zeros(2, *grid)
@@ -29,11 +30,11 @@ def transform_with_edit(transform: v2.Compose, image: Image.Image | Tensor, edit
                         grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Transform an image and its edit -> transform(image), and the edit under the same crop and flip: (2, h, w) float32.
 
-    transform: train_transform's, without RandAugment, whose shears and shifts do not move masks. The edit is, for each
-    patch, the mean value over its edited pixels, 0 where there is none, and the share of its pixels that is edited, 0..1.
-    What is padded, rotated in or erased is not edited.
+    transform: train_transform's, without RandAugment, whose shears and shifts do not move masks. The edit has, for each
+    patch, the mean value over its edited pixels, 0 if there are none, and the ratio of its pixels that are edited, 0..1.
+    Padding, corners that a rotation leaves empty and erased pixels are not edited.
     """
-    assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment would part image and edit"
+    assert not any(isinstance(step, v2.RandAugment) for step in transform.transforms), "RandAugment does not move the edit"
     planes = np.stack([np.where(edit.edited, edit.values, 0), edit.edited]).astype(np.float32)
     stored = torch.from_numpy(planes).as_subclass(_StoredEdit)
     stored.region, stored.image_size = edit.region, tuple(v2.functional.get_size(image))
@@ -47,23 +48,23 @@ def transform_with_edit(transform: v2.Compose, image: Image.Image | Tensor, edit
 class _StoredEdit(tv_tensors.TVTensor):
     """An edit at the start of a transform: (2, h, w), values and what is edited, as stored.
 
-    The first step of every training transform, a resize or the resize of a crop, turns it into a Mask of the pixels it
-    makes; every other step moves a Mask as it moves pixels. (A mask of the stored image's pixels would be blurred where
-    they are few, and slow where they are millions.)
+    The first step of every training transform resizes an image or a crop; it turns the edit into a Mask of the pixels that it
+    makes. Every other step moves a Mask as it moves pixels. (A mask of the stored image's pixels would be blurred for small
+    images, and slow for large ones.)
     """
 
-    region: tuple[float, float, float, float]       # that the grid covers: top, left, bottom, right, as ratios of the image
+    region: tuple[float, float, float, float]       # what the grid covers: top, left, bottom, right, as ratios of the image
     image_size: tuple[int, int]                     # height, width
 
     def render(self, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> tv_tensors.Mask:
-        """The crop (pixels of the stored image), resized: (2, *size) float32, [value where edited, edited]"""
+        """Return the crop (in pixels of the stored image), resized: (2, *size) float32, [value where edited, edited]."""
         grid = self.as_subclass(Tensor)
         for dim, (start, length) in enumerate(((top, height), (left, width))):
-            # The middle of each new pixel as a ratio of the image, then in patches; beyond the region: the border of 0.
-            places = (start + (torch.arange(size[dim], dtype=torch.float64) + 0.5) / size[dim] * length) / self.image_size[dim]
+            # The center of each new pixel as a ratio of the image, then in patches; beyond the region: the border of 0.
+            centers = (start + (torch.arange(size[dim], dtype=torch.float64) + 0.5) / size[dim] * length) / self.image_size[dim]
             first, last = self.region[dim], self.region[dim + 2]
             count = grid.shape[dim + 1]
-            patches = ((places - first) / (last - first) * count).floor().clamp(-1, count).long()
+            patches = ((centers - first) / (last - first) * count).floor().clamp(-1, count).long()
             grid = F.pad(grid, (0, 0, 1, 1) if dim == 0 else (1, 1)).index_select(dim + 1, patches + 1)
         return tv_tensors.Mask(grid)
 

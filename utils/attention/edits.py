@@ -1,11 +1,11 @@
-"""What a person wants a model to attend to in an image: one small JSON file an image, made to be shared with git.
+"""What a person wants a model to attend to in an image: one small JSON file for each image, suited to git.
 
     FOLDER/train/ant/3.png.json
     {"format": "attention-edit-1", "image": "train/ant/3.png", "checksum": "sha256:...", "grid": [h, w],
      "region": [top, left, bottom, right], "values": [[null, 0.9, ...], ...], "who": "", "when": "", "note": ""}
 
 `values` are what sigmoid attention should be, 0..1; null is not edited. The grid covers the region of the stored image
-that it was drawn on. A file may come from a stranger and is read accordingly; it is written whole or not at all.
+that it was drawn on. A file may come from a stranger, so everything in it is checked; it is written whole or not at all.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from torch.utils.data import Dataset
 from utils.files import StorageError, atomic_write, fsync_path
 
 FORMAT = "attention-edit-1"
-MAX_BYTES = 4_000_000             # a grid of 256 x 256 takes up to one
+MAX_BYTES = 4_000_000             # a grid of 256 x 256 takes up to one million
 MAX_SIDE = 256
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 REQUIRED, OPTIONAL = {"format", "image", "checksum", "grid", "values"}, {"region", "who", "when", "note"}
-ADVICE = "restore the file or delete it and mark the image again"
+ADVICE = "restore the file, or delete it and edit the image again"
 
 
 class EditError(ValueError):
-    """Edits that are missing, damaged or of another image; the message is one line with the path."""
+    """Raised for edits that are missing, damaged or of another image; the message is one line with the path."""
 
     exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """The edit of one image. Where nothing is edited the value is 0 and has no meaning."""
+    """The edit of one image. The value of a patch that is not edited is 0 and has no meaning."""
 
     image: str                      # split.name(index)
-    checksum: str                   # of what is stored: checksum(split, index)
+    checksum: str                   # of the stored bytes: checksum(split, index)
     values: np.ndarray              # (h, w) float32 in 0..1
     edited: np.ndarray              # (h, w) bool
     region: tuple[float, float, float, float] = WHOLE        # top, left, bottom, right of the grid, as ratios of the image
@@ -50,46 +50,46 @@ class Edit:
 
 
 def path_of(folder: str | Path, name: str) -> Path:
-    """FOLDER/NAME.json, unique for every name. Raises EditError for a name that leads out of the folder."""
+    """Return FOLDER/NAME.json, unique for every name. Raises EditError for a name that leads out of the folder."""
     if not is_safe(name):
         raise EditError(f"{shown(name)} cannot name an edit in {shown(folder)}: it must be a path below the folder")
-    path, place = Path(f"{os.path.join(folder, *name.split('/'))}.json"), Path(folder)
+    path, parent = Path(f"{os.path.join(folder, *name.split('/'))}.json"), Path(folder)
     for part in name.split("/")[:-1]:
-        place = place / part
-        if place.is_symlink():
-            raise EditError(f"{shown(place)} is a link, which may lead out of {shown(folder)}: put a folder in its place")
+        parent = parent / part
+        if parent.is_symlink():
+            raise EditError(f"{shown(parent)} is a link, which may lead out of {shown(folder)}. Replace it with a folder")
     return path
 
 
 def is_safe(name: str) -> bool:
-    """Whether it is a relative path in its only spelling that stays below its folder, and outside .git."""
+    """Return whether it is a relative path, in its only spelling, that stays below its folder and outside .git."""
     try:
         return b"\0" not in os.fsencode(name) and not {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}
-    except UnicodeEncodeError:          # half a character
+    except UnicodeEncodeError:          # half of a surrogate pair
         return False
 
 
 def shown(path: object) -> str:
-    """The path on one line of at most 1,000 characters, whatever it holds."""
+    """Return the path on one line of at most 1,000 characters, whatever is in it."""
     text = str(path)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
 def checksum(split: Dataset, index: int) -> str:
-    """The checksum of an image as it is stored. Raises ImageError if it cannot be read."""
+    """Return the checksum of an image's stored bytes. Raises ImageError if it cannot be read."""
     return "sha256:" + hashlib.sha256(split.content(index)).hexdigest()
 
 
 def find(folder: str | Path, split: Dataset) -> dict[int, Edit]:
-    """Find the edits of the split's images, by index. Files of other images and empty edits are skipped.
+    """Return the edits of the split's images, by index. Files of other images and empty edits are skipped.
 
-    Raises EditError if the folder is missing, a file is damaged, or an image has other pixels than when it was edited.
+    Raises EditError if the folder is missing, a file is damaged, or an image has changed since it was edited.
     """
     names, found = _files(Path(folder)), {}
     if not names:
         return found
-    read_already: dict[str, Edit] = {}          # a list may hold an image twice
+    read_already: dict[str, Edit] = {}          # a list may name an image twice
     for index in range(len(split)):
         name = split.name(index)
         if name not in names:
@@ -97,29 +97,29 @@ def find(folder: str | Path, split: Dataset) -> dict[int, Edit]:
         if name not in read_already:
             read_already[name] = edit = read(names[name])
             if edit.image != name:
-                raise EditError(f"{shown(names[name])} is of another image, {shown(edit.image)}: move it back to where it was")
+                raise EditError(f"{shown(names[name])} is of another image, {shown(edit.image)}. Move it back to its folder")
             if edit.checksum != checksum(split, index):
-                raise EditError(f"{shown(names[name])}: the image has changed since it was edited (another checksum): "
-                                "restore the image, or delete this file and mark the image again")
+                raise EditError(f"{shown(names[name])}: the image has changed since it was edited (its checksum differs). "
+                                "Restore the image, or delete this file and edit the image again")
         if read_already[name].edited.any():
             found[index] = read_already[name]
     return found
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Image name -> its edit file, by the names of the files alone."""
+    """Return the edit files by image name, from the names of the files only."""
     if not folder.is_dir():
-        raise EditError(f"no such folder of edits: {shown(folder)}")
+        raise EditError(f"{shown(folder)}: no such folder of edits")
 
     def refuse(error: OSError) -> None:
-        raise EditError(f"{shown(error.filename)}: cannot be read ({error.strerror}); allow it or move it away") from error
+        raise EditError(f"{shown(error.filename)}: cannot be read ({error.strerror}). Allow it or move it away") from error
 
     found = {}
     for root, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if name.lower() != ".git"]
         for name in folders:
             if os.path.islink(os.path.join(root, name)):
-                raise EditError(f"{shown(os.path.join(root, name))} is a link: put the folder itself there, or remove it")
+                raise EditError(f"{shown(os.path.join(root, name))} is a link. Replace it with the folder itself, or remove it")
         below = os.path.relpath(root, folder)
         for name in names:
             if name.endswith(".json"):
@@ -132,12 +132,12 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def read(path: str | Path) -> Edit:
-    """Read an edit. Raises EditError for anything but a complete, regular file with an edit in it."""
+    """Read an edit. Raises EditError unless the file is regular, complete and an edit."""
     try:
-        # Links could lead anywhere, pipes would be waited for.
+        # A link could lead anywhere; reading a pipe would block.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise EditError(f"{shown(path)}: not a regular file; remove it")
+                raise EditError(f"{shown(path)}: not a regular file. Remove it")
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         reason = "a link, not a file" if os.path.islink(path) else error.strerror
@@ -148,14 +148,14 @@ def read(path: str | Path) -> Edit:
 def _parsed(content: bytes, path: str | Path) -> Edit:
     try:
         if len(content) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes are no edit")
+            raise ValueError(f"more than {MAX_BYTES:,} bytes, so not an edit")
         return _edit(json.loads(content.decode(), object_pairs_hook=_object))
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 text ({error.reason} at byte {error.start + 1})"
     except json.JSONDecodeError as error:
         reason = f"damaged or cut off (line {error.lineno}, {error.msg})"
     except RecursionError:
-        reason = "lists within lists without end: not an edit"
+        reason = "lists nested too deep: not an edit"
     except ValueError as error:
         reason = shown(error)
     raise EditError(f"{shown(path)}: {reason}; {ADVICE}")
@@ -197,12 +197,12 @@ def _edit(fields: object) -> Edit:
 
 
 def _are_numbers(values: object, count: int) -> bool:
-    """Whether it is a list of so many numbers; true and false are none."""
+    """Return whether it is a list of `count` numbers; true and false are not numbers."""
     return isinstance(values, list) and len(values) == count and all(type(value) in (int, float) for value in values)
 
 
 def parse_values(rows: object, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of numbers in 0..1, or null -> values (h, w) float32, edited (h, w) bool. Raises ValueError with the reason."""
+    """Parse rows of numbers in 0..1, or null -> values (h, w) float32, edited (h, w) bool. Raises ValueError with the reason."""
     if not isinstance(rows, list) or len(rows) != height:
         raise ValueError(f"values must be {height} rows, as many as in the grid")
     values, edited = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
@@ -213,7 +213,7 @@ def parse_values(rows: object, height: int, width: int) -> tuple[np.ndarray, np.
             if value is None:
                 continue
             if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise ValueError(f"row {number + 1} of the values holds {_brief(value)}: must be null or a number in 0..1")
+                raise ValueError(f"row {number + 1} of the values has {_brief(value)}: expected null or a number in 0..1")
             values[number, column], edited[number, column] = value, True
     return values, edited
 
@@ -227,7 +227,7 @@ def _brief(value: object) -> str:
 
 
 def write(path: str | Path, edit: Edit) -> None:
-    """Write an edit to the disk: until this returns the previous file (or none) is there, never a part of one.
+    """Write an edit. The previous file, or none, stays until the new one is complete on the disk.
 
     Makes missing folders. Raises EditError if it cannot be written, or if `read` would refuse it.
     """
@@ -241,23 +241,24 @@ def write(path: str | Path, edit: Edit) -> None:
             fsync_path(parent.parent)
     except (OSError, StorageError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        raise EditError(f"{shown(path)}: cannot be written ({cause.strerror}); choose another folder or make room") from error
+        raise EditError(f"{shown(path)}: cannot be written ({cause.strerror}). Choose another folder or make room") from error
 
 
 def digest(edits: dict[int, Edit]) -> str:
-    """Hash the content of the edits, without who made them and when: it changes with any of them."""
+    """Hash the content of the edits, without who made them and when; any other change changes it."""
     texts = sorted(_text(dataclasses.replace(edit, who="", when="", note="")) for edit in edits.values())
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def rows_of(edit: Edit) -> list[list[float | None]]:
-    """The values as they are stored: str of a float32 is the shortest text that is read as the same number."""
+    """Return the values as they are stored: str of a float32 is the shortest text that is read as the same number."""
     return [[float(str(value)) if here else None for value, here in zip(*row)]
             for row in zip(edit.values.astype(np.float32), edit.edited)]
 
 
 def _text(edit: Edit) -> str:
-    """JSON with one line a row of the grid, for git's sake; in ASCII, because a file name need not be UTF-8."""
+    """Return JSON with one line for each row of the grid, which git compares line by line; in ASCII, since a file name need not
+    be UTF-8."""
     assert edit.values.ndim == 2 and edit.values.shape == edit.edited.shape, (edit.values.shape, edit.edited.shape)
     fields = {"format": FORMAT, "image": edit.image, "checksum": edit.checksum, "grid": list(edit.values.shape),
               "region": [float(side) for side in edit.region]}

@@ -1,16 +1,16 @@
-"""Tensor mathematics on recorded attention (models.record_attention), positions and patch kernels: what the pictures show.
+"""Tensor functions of recorded attention (models.record_attention), positions and patch kernels: what the pictures show.
 
 Rollout: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv 2005.00928). Other ways to fuse the heads,
 dropping, and gradients as weights: J. Gildenblat's code vit-explain and Chefer et al. (arXiv 2103.15679). Distance,
 positions and filters: Dosovitskiy et al. (arXiv 2010.11929), figure 7. Class attention: Touvron et al. (arXiv 2103.17239).
 
-Differs from vit-explain: rows are normalized (its sums are broadcast along the wrong axis); the gradient of a layer
-weights that layer (it pairs them in reverse); dropping spares the columns of cls, not a single entry; negative weights are
-cut before the mean over the heads, not after it; gradients are those of the attention, not of the softmax's input.
+Differences from vit-explain: rows are normalized (its sums are broadcast along the wrong axis); each layer is weighted by its
+own gradient (it pairs layers and gradients in reverse); dropping keeps the columns of cls, not a single entry; negative weights
+are set to 0 before the mean over the heads, not after it; gradients are those of the attention, not of the softmax's input.
 
 Shapes: B images, H heads, N tokens, Q queries, K keys, (h, w) grid. maps: a list over layers of (B, H, N, N); of a CaiT
 (B, H, h * w, h * w) of its talking-heads layers, then (B, H, 1, 1 + h * w) of its class-attention layers; with pooling by
-attention (B, H, 1, N) last. The patches are the last h * w keys; those before them (cls, dist, registers) have no place.
+attention (B, H, 1, N) last. The patches are the last h * w keys; those before them (cls, dist, registers) have no position.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ FUSIONS = {"mean": lambda heads: heads.mean(dim=1), "max": lambda heads: heads.a
 
 
 def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, prefix_tokens: int = 1) -> Tensor:
-    """Joint attention of all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first. With pooling by
-    attention (B, 1, N): what its query takes of the tokens, through all layers; it has no residual connection.
+    """Compute joint attention over all layers -> (B, N, N), rows sum to 1. CaiT: (B, 1 + h * w, 1 + h * w), cls first. With
+    pooling by attention (B, 1, N): what its query takes from the tokens, through all layers; it has no residual connection.
 
     The heads of a layer are fused, the residual connection counts as the identity, rows are normalized, layers multiplied.
-    drop: this ratio of a layer's fused entries, the lowest, is set to 0, but nothing in the columns of the `prefix_tokens`
+    drop: this ratio of a layer's fused entries, the lowest ones, is set to 0, except in the columns of the `prefix_tokens`
     tokens before the patches (cls, dist, registers; 0: the model has none).
 
-    CaiT: talking heads can be negative and their rows need not sum to 1, so they are cut at 0 and the fused rows
-    normalized. They act on the patches alone; a class-attention layer changes the row of cls alone.
+    CaiT: weights of talking heads can be negative and their rows need not sum to 1, so negative ones are set to 0 and the fused
+    rows normalized. They only act on the patches; a class-attention layer only changes the row of cls.
     """
     layers, cait = [], has_one_query(maps[-1]) and not is_pooled(maps)
     for layer in maps:
@@ -46,7 +46,7 @@ def rollout(maps: Sequence[Tensor], fusion: str = "mean", drop: float = 0.0, pre
 
 def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: float = 0.0,
                      prefix_tokens: int = 1) -> Tensor:
-    """Joint attention for one class -> (B, N, N) or (B, 1, N); as `rollout`, with weights that the class wants more of.
+    """Compute joint attention for one class -> (B, N, N) or (B, 1, N): `rollout` of the weights that raise the class's logit.
 
     gradients: of the class's logit with respect to the maps, layer by layer in the same order. A layer counts as the mean
     over heads of relu(gradient * map).
@@ -57,18 +57,18 @@ def gradient_rollout(maps: Sequence[Tensor], gradients: Sequence[Tensor], drop: 
 
 
 def has_one_query(layer: Tensor) -> bool:
-    """Whether (..., Q, K) is of class attention or of pooling by attention."""
+    """Return whether (..., Q, K) is of class attention or of pooling by attention."""
     return layer.shape[-2] == 1 < layer.shape[-1]
 
 
 def is_pooled(maps: Sequence[Tensor]) -> bool:
-    """Whether the last map is of pooling by attention, whose query is no token. (The cls token of a CaiT joins the patches in its
-    class-attention layers, which so have a key more than the others.)"""
+    """Return whether the last map is of pooling by attention, whose query is not a token. (In a CaiT the cls token joins the
+    patches in the class-attention layers, which therefore have one key more than the others.)"""
     return has_one_query(maps[-1]) and maps[0].shape[-2] == maps[-1].shape[-1]
 
 
 def _product(layers: list[Tensor], drop: float, prefix_tokens: int) -> Tensor:
-    """Fused maps (B, Q, K), not negative -> (B, N, N), or (B, 1, N) with pooling by attention"""
+    """Multiply the layers: fused maps (B, Q, K), not negative -> (B, N, N), or (B, 1, N) with pooling by attention."""
     tokens = layers[-1].shape[-1]
     identity = torch.eye(tokens, dtype=layers[0].dtype, device=layers[0].device)
     joint = identity.expand(len(layers[0]), -1, -1)
@@ -93,7 +93,7 @@ def _without_lowest(layer: Tensor, ratio: float, kept_columns: int) -> Tensor:
 
 
 def _all_tokens(layer: Tensor, tokens: int) -> Tensor:
-    """(B, Q, K) of any layer -> (B, tokens, tokens), zero in the rows of the tokens that it does not change."""
+    """Pad (B, Q, K) of any layer to (B, tokens, tokens), with zeros in the rows of the tokens that it does not change."""
     missing = tokens - layer.shape[-2]
     if has_one_query(layer):
         return F.pad(layer, (0, 0, 0, missing))
@@ -101,20 +101,20 @@ def _all_tokens(layer: Tensor, tokens: int) -> Tensor:
 
 
 def read_rows(attention: Tensor, rows: slice | list[int], grid: tuple[int, int]) -> Tensor:
-    """(..., Q, K) -> (..., R, h, w): what each of the R queries `rows` (model.query_rows) takes from each patch."""
+    """Return what each of the R queries `rows` (model.query_rows) takes from each patch: (..., Q, K) -> (..., R, h, w)."""
     height, width = grid
     return attention[..., rows, -height * width:].unflatten(-1, (height, width))
 
 
 def class_attention(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """CaiT -> (layers of class attention, B, h, w): what the cls token takes from each patch, mean over the heads."""
+    """Return what CaiT's cls token takes from each patch, mean over the heads: (layers of class attention, B, h, w)."""
     return torch.stack([read_rows(layer.mean(dim=1), slice(0, 1), grid)[:, 0] for layer in maps if has_one_query(layer)])
 
 
 def upsample(grids: Tensor, size: tuple[int, int], smooth: bool = True) -> Tensor:
-    """(..., h, w) -> (..., height, width), bilinear; a pixel at the centre of a patch has the patch's value.
+    """Enlarge (..., h, w) to (..., height, width), bilinear; a pixel at the center of a patch has the patch's value.
 
-    smooth False: all pixels of a patch have it.
+    smooth False: all pixels of a patch have its value.
     """
     flat = grids.reshape(-1, 1, *grids.shape[-2:])
     how = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
@@ -122,41 +122,42 @@ def upsample(grids: Tensor, size: tuple[int, int], smooth: bool = True) -> Tenso
 
 
 def attention_distance(maps: Sequence[Tensor], grid: tuple[int, int], img_size: tuple[int, int]) -> Tensor:
-    """The distance over which the heads attend, in pixels of the model's input -> (layers, H), mean over queries and images.
+    """Compute how far the heads attend, in pixels of the model's input -> (layers, H), mean over queries and images.
 
-    The paper's definition: the average distance from the query to all others, weighted by attention; between the centres
-    of the patches. An average divides by the sum of its weights: over the patches alone, because cls, dist and registers have
-    no position. Class attention and pooling by attention, whose query has none, are skipped; negative talking heads count as 0.
+    The paper's definition: the average distance from the query to all others, weighted by attention, between the centers of the
+    patches. It is divided by the sum of the weights of the patches, since cls, dist and registers have no position. Class
+    attention and pooling by attention, whose query has no position either, are skipped; negative weights count as 0, and a
+    head without positive ones is NaN.
     """
     height, width = grid
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    centres = torch.stack([rows.flatten() * (img_size[0] / height), columns.flatten() * (img_size[1] / width)], dim=1)
-    apart = (centres[:, None] - centres).norm(dim=-1).to(maps[0])                 # (h * w, h * w)
+    centers = torch.stack([rows.flatten() * (img_size[0] / height), columns.flatten() * (img_size[1] / width)], dim=1)
+    apart = (centers[:, None] - centers).norm(dim=-1).to(maps[0])                 # (h * w, h * w)
     found = []
     for layer in maps:
         if not has_one_query(layer):
             weights = layer[..., -height * width:, -height * width:].clamp_min(0)
-            mean = (weights * apart).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-12)
-            found.append(mean.mean(dim=(0, 2)))
+            found.append(((weights * apart).sum(dim=-1) / weights.sum(dim=-1)).nanmean(dim=(0, 2)))
     return torch.stack(found)
 
 
 def position_similarity(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position table (1, prefix + h * w, D) -> (h, w, h, w), cosine of each patch's position with all others."""
+    """Compute the cosine of each patch's position with all others: table (1, prefix + h * w, D) -> (h, w, h, w)."""
     height, width = grid
     unit = F.normalize(positions[0, -height * width:].float(), dim=-1)
     return (unit @ unit.T).view(height, width, height, width)
 
 
 def patch_filters(kernel: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
-    """Patch kernel (D, 3 or 1, P, P) -> (RGB (k, P, P, 3) in 0..1, share of the variance (k,)), k at most `count`.
+    """Compute the first principal components of the D filters, centered: patch kernel (D, 3 or 1, P, P) -> (RGB (k, P, P, 3) in
+    0..1, share of the variance (k,)), k at most `count`.
 
-    The first principal components of the D filters, centred. Zero is mid-grey, and the largest value of each component
-    has the full contrast; the sign of a component is arbitrary, here its largest value is positive.
+    Zero is mid-grey, and the largest value of each component has full contrast; the sign of a component is arbitrary, here its
+    largest value is positive.
     """
     filters = kernel.float().flatten(1)
     _, values, components = torch.linalg.svd(filters - filters.mean(dim=0), full_matrices=False)
     count = min(count, len(filters) - 1, filters.shape[1])
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-    colours = (0.5 + 0.5 * components / largest)[:count].view(count, *kernel.shape[1:]).permute(0, 2, 3, 1)
-    return colours.expand(-1, -1, -1, 3), (values ** 2 / (values ** 2).sum().clamp_min(1e-12))[:count]
+    colors = (0.5 + 0.5 * components / largest)[:count].view(count, *kernel.shape[1:]).permute(0, 2, 3, 1)
+    return colors.expand(-1, -1, -1, 3), (values ** 2 / (values ** 2).sum().clamp_min(1e-12))[:count]

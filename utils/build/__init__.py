@@ -1,6 +1,6 @@
-"""From the configuration to objects: the one room that knows configs, models and the other rooms of utils.
+"""From the configuration to objects: the only package that imports configs, models and the other packages of utils.
 
-The builders are called once each, in the order in which train.py calls them; none calls back.
+train.py calls each builder once, in a fixed order.
 """
 
 from .data import Data, NamedSplit, build_data, build_eval_loader, print_compile_time

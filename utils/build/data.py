@@ -8,12 +8,14 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from models.base import ImageTransformer
-from utils import distributed
+from models.match import model_name
+from utils import distributed, launch
 from utils.attention import edits
 from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.config import Config, ConfigError
 from utils.data import transforms
+from utils.data.datasets import data_name
 from utils.data.loader import Batch, Loader, default_workers, eval_loader, prefetch, train_loader
 from utils.data.sampler import StepSampler
 from utils.data.splits import Splits
@@ -27,7 +29,7 @@ from .opened import eval_transform
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NamedSplit:
-    """A split, and the name under which it is evaluated and logged."""
+    """A split, with its name in the log."""
 
     name: str
     images: Dataset
@@ -35,10 +37,11 @@ class NamedSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
+    title: str                              # of the model and its data set, for pictures
     splits: Splits
     sampler: StepSampler
     loader: Loader                          # of the training images
-    batches: Iterator[Batch]                # what it gives, ahead of a GPU
+    batches: Iterator[Batch]                # of that loader, prefetched for a GPU
     eval_loader: Callable[[Dataset], Loader]
     eval_transform: Callable
     train: NamedSplit
@@ -54,14 +57,14 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
     """Raises ConfigError, EditError or CheckpointError on every rank."""
     model, splits, began_at = built.model, found.splits, saved.state.step if saved else 0
     val = NamedSplit(splits.val_name, splits.val)
-    test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # the same object: evaluated once
+    test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # one object is evaluated once
     final = val if config.test == "never" else test
-    watched = val if val.name != "test" or config.test == "always" else None          # what is called test is all there is
+    watched = None if splits.val_is_test and config.test != "always" else val
     found_edits, held_out_edits = {}, {}
     if config.attention_edits:
         found_edits, held_out_edits = _find_edits(config, splits, final, saved, ranks)
     shared = _loader_settings(config, ranks)
-    cached = saved.state.cached if saved else None          # a resumed run keeps the pixels that it began with
+    cached = saved.state.cached if saved else None          # a resumed run trains on the same pixels as before
     sampler = StepSampler(len(splits.train), config.train_batch_size, ranks.size * config.gradient_accumulation_steps, ranks.rank,
                           ranks.size, config.seed, began_at, config.num_steps)
     loader = train_loader(splits.train, sampler, transform=build_train_transform(config, model, splits), seed=config.seed,
@@ -70,8 +73,9 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
         print(describe_loading(loader, ranks))
+    title = f"{model_name(config.model_type, model.config)} on {data_name(config.dataset, config.data_dir)}"
     return Data(
-        splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
+        title=title, splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),
         eval_transform=eval_transform(model, config.to_dict()), train=NamedSplit("train", splits.train), watched=watched,
         final=final, evaluated_before=test if config.test == "always" else watched,
@@ -80,12 +84,12 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
 
 
 def describe_loading(loader: Loader, ranks: Ranks) -> str:
-    """How training images come to the device."""
+    """Returns a line on how training images are loaded."""
     if not loader.not_cached:
-        return f"loading: all images stay in the memory of the {'CPU' if ranks.device.type == 'cpu' else 'GPU'}"
+        return f"loading: all images stay in the memory of the {'GPU' if ranks.device.type == 'cuda' else 'CPU'}"
     count = loader.num_workers
-    who = f"{count} process{'es' * (count > 1)} beside the training" if count else "the training process itself"
-    return (f"loading: one image after the other, by {who}{' on each GPU' * (count > 0 and ranks.size > 1)}"
+    who = f"{count} loader process{'es' * (count > 1)}" if count else "the training process"
+    return (f"loading: images are read during training, by {who}{' on each GPU' * (count > 0 and ranks.size > 1)}"
             f" ({loader.not_cached})")
 
 
@@ -99,14 +103,14 @@ def build_train_transform(config: Config, model: ImageTransformer, splits: Split
 
 
 def build_eval_loader(config: Config, model: ImageTransformer, ranks: Ranks) -> Callable[[Dataset], Loader]:
-    """-> a function: split -> the loader of this rank's share of it"""
+    """-> a function: split -> the loader of this rank's part of it"""
     transform, shared = eval_transform(model, config.to_dict()), _loader_settings(config, ranks)
     return lambda images: eval_loader(images, transform=transform, batch_size=config.eval_batch_size, rank=ranks.rank,
                                       world_size=ranks.size, **shared)
 
 
 def _loader_settings(config: Config, ranks: Ranks) -> dict:
-    """What the training and the evaluation loaders share."""
+    """Returns the settings that the training and evaluation loaders share."""
     workers = config.num_workers
     if workers is None:
         workers = default_workers(config.dataset, ranks.local_size, ranks.device.type)
@@ -115,7 +119,7 @@ def _loader_settings(config: Config, ranks: Ranks) -> dict:
 
 
 def print_compile_time(ranks: Ranks) -> Callable[[int, float], None]:
-    """-> what prints the size of evaluation batches, and the seconds that compiling for it took, once a size"""
+    """-> a function that prints the seconds that compiling took, once for each size of evaluation batches"""
     sizes: set[int] = set()
 
     def on_compiled(images: int, seconds: float) -> None:
@@ -135,8 +139,9 @@ def _find_edits(config: Config, splits: Splits, final: NamedSplit, saved: SavedR
     if not found:
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
         names = f", such as {files[0]}," if files else ""
-        raise ConfigError(f"--attention_edits {folder}: none of its {len(files)} files{names} is an edit of an image that this "
-                          f"run trains on, such as {splits.train.name(0)}. Make edits with: python annotate.py --checkpoint "
+        count = f"{len(files)} file{'s' * (len(files) != 1)}"
+        raise ConfigError(f"--attention_edits {folder}: none of its {count}{names} is an edit of an image that this run trains "
+                          f"on, such as {splits.train.name(0)}. Make edits with: {launch.command('annotate.py')} --checkpoint "
                           "output/NAME")
     if saved and saved.state.first.get("edits") not in (None, edits.digest(found)):
         raise CheckpointError(f"--attention_edits {folder}: these are not the edits that the run began with. Restore them, or "

@@ -1,4 +1,4 @@
-"""Exports a trained model: as files that other programs open, with what its run says of it."""
+"""Exports a trained model as files that other programs open, with the facts of its run."""
 
 import contextlib
 import functools
@@ -14,8 +14,10 @@ from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import license_of, published_name
 from models.checkpoints.timm_config import computed_otherwise, largest_difference, timm_config
 from models.kinds import is_number
+from models.match import model_name
 from utils.config import ConfigError
 from utils.config.types import as_tuple
+from utils.data.datasets import NAMED_BY_FOLDER, data_name
 from utils.files import StorageError, atomic_folder, atomic_write
 from utils.run.log import read_log
 
@@ -23,11 +25,11 @@ from .find import file_of
 from .model import FREE, LICENSE_TEXTS
 from .opened import EMBEDDED, Opened
 
-FLIPPED = ("note: the run was evaluated with the mean over each image and its mirror image (--tta flip), which your program has "
-           "to compute itself")
-LONGEST = 200                   # letters of a value in a model card: longer ones are cut
-LOOSE = 1e-3                    # of a logit: a larger difference between timm's model and this one is a warning
-# Settings of a run that a model card lists, where they have an effect.
+FLIPPED = ("note: the run was evaluated with the mean over each image and its mirror image (--tta flip), which your program must "
+           "compute itself")
+LONGEST = 200                   # characters of a value in a model card: longer ones are cut
+LOOSE = 1e-3                    # of a logit: a larger difference between timm's model and this one causes a warning
+# Settings of a run that a model card lists if they have an effect.
 TRAINED = ("recipe", "num_steps", "train_batch_size", "optimizer", "learning_rate", "layer_decay", "weight_decay", "warmup_steps",
            "decay_type", "train_layers", "ema_decay", "dropout_rate", "drop_path_rate", "augmentation", "crop_scale",
            "color_jitter", "randaugment_ops", "random_erasing", "mixup_alpha", "cutmix_alpha", "label_smoothing", "class_weights",
@@ -36,7 +38,8 @@ GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resnet_style": "google", "mean": (0
 
 
 def class_names(opened: Opened, file: str | None = None) -> list[str]:
-    """In the order of the outputs. file: a text file with a name a line, of a model that has none. Raises ConfigError."""
+    """Returns the names in the order of the outputs. file: for a model without names, a text file with one name on each line.
+    Raises ConfigError."""
     if not opened.has_head:
         raise ConfigError(f"{opened.path} has no head, and so no classes. Fine-tune it first (train.py --pretrained_dir "
                           f"{opened.path})")
@@ -47,22 +50,22 @@ def class_names(opened: Opened, file: str | None = None) -> list[str]:
                               "file with a name a line")
         return list(opened.classes)
     if opened.named:
-        raise ConfigError(f"--class_names {file}: {opened.path} names its classes itself. Omit the flag")
+        raise ConfigError(f"--class_names {file}: {opened.path} has names of its classes. Omit the flag")
     try:
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--class_names {file}: is not text in UTF-8") from error
+        raise ConfigError(f"--class_names {file}: not a text file in UTF-8") from error
     count = opened.model.num_classes
     different = len({name for name in names if name})
     if not len(names) == different == count:
-        raise ConfigError(f"--class_names {file}: must have {count:,} lines, a name each, all different; it has {len(names):,} "
-                          f"lines, {different:,} different names")
+        raise ConfigError(f"--class_names {file}: expected {count:,} different names, one on each line; got {len(names):,} lines "
+                          f"with {different:,} different names")
     return names
 
 
 def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int | None = None,
            card: Callable[[dict, dict, Sequence[str]], str] | None = None) -> list[str]:
-    """Writes the model, whole or not at all. -> lines about what was written
+    """Writes the model, whole or not at all -> lines about it
 
     to: "folder", "onnx", "torch" or "npz". card(config.json, what it says of the run, notes) -> the text of a folder's model
     card. Raises ConfigError.
@@ -121,28 +124,30 @@ def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:
                     if others else [])
 
 
-# ------------------------------------------------------------------------------------------------ what a run says
+# ------------------------------------------------------------------------------------------------ facts of a run
 
 
 def view_of(opened: Opened) -> dict:
-    """How images are resized for the model (flags)."""
+    """Returns how images are resized for the model (flags)."""
     return {name: opened.settings[name] for name in ("interpolation", "eval_crop")}
 
 
 def reading_of(opened: Opened) -> dict:
-    """How a run reads image files (flags); {} where it is no run's."""
+    """Returns how a run reads image files (flags); {} for a model that is not of a run."""
     if opened.reading.unknown:
         return {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(opened.reading).items()}
 
 
 def card_facts(opened: Opened) -> dict[str, dict]:
-    """What a model card says of the model: values by name, in sections. Of an exported folder what its config.json holds."""
+    """Returns the values in a model card by name, in sections. For an exported folder they are those in its config.json."""
     settings, described = opened.settings, describe(opened.path)
     if described.card is not None:
         return described.card
     config = opened.model.config
     sizes = {"architecture": settings["model_type"]}
+    if (called := model_name(settings["model_type"], config)) != settings["model_type"]:
+        sizes["called"] = called
     if config.positions != "none":
         sizes["positions"] = config.position_resize
     if not opened.has_data:
@@ -150,8 +155,8 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     with OpenedCheckpoint(opened.path) as file:                    # other fields may be missing
         run = {key: file.file.run[key] for key in ("step", "train_images", "license")}
     data = {"data set": settings["dataset"]}
-    if settings["dataset"] in ("folder", "csv"):
-        data["folder"] = Path(settings["data_dir"]).resolve().name
+    if settings["dataset"] in NAMED_BY_FOLDER:
+        data["folder"] = data_name(settings["dataset"], settings["data_dir"])
     data |= {"training images": run["train_images"], "classes": len(opened.classes)}
     training = {"step of these weights": run["step"]} | {
         key: settings[key] for key in TRAINED if settings.get(key) not in (0, False, "none", "all")}
@@ -165,14 +170,14 @@ def card_facts(opened: Opened) -> dict[str, dict]:
 
 
 def _metrics(path: Path, step: int | None) -> dict:
-    """The evaluations of the weights' step."""
+    """Returns the evaluations at the weights' step."""
     events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
     return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
             if is_number(event.get(key))}
 
 
 def _start(start: str, model_type: str, known: str = "") -> dict:
-    """The weights that training began with, and their licence where it is known."""
+    """Returns the start weights, and their license if it is known."""
     if start == "none":
         return {"weights": "none: trained from scratch"}
     name = file_of(model_type) if start == "auto" and model_type in configs.MODELS else start

@@ -1,4 +1,4 @@
-"""What must be known before the configuration is final: the checkpoint to resume, the data, the start weights, the machine."""
+"""Finds what decides the configuration: the checkpoint to resume, the data, the start weights, the machine."""
 
 import contextlib
 import dataclasses
@@ -43,15 +43,15 @@ from utils.training.task import SINGLE_LABEL
 from .leakage import warning_of_seen
 from .opened import EMBEDDED, EMBEDDED_MODEL, ROOT, Opened, find_weights, given_by, open_checkpoint, open_model, preferred_row
 
-SIZE_SAMPLE = 16                      # images whose sizes a recipe gets to know
+SIZE_SAMPLE = 16                      # images whose sizes a recipe may depend on
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint of one of our runs, opened once: what is resumed or branched from."""
+    """A checkpoint of a run of this program that is resumed or branched from, opened once."""
 
     opened: RunCheckpoint
-    state: RunState                   # of which build_trainer releases the tensors when it has copied them
+    state: RunState                   # build_trainer releases its tensors after copying them
 
     @property
     def facts(self) -> Saved:
@@ -65,29 +65,29 @@ def _checked_state(opened: RunCheckpoint) -> RunState:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Facts are plain values; what was opened to learn them is passed to the builders, so that nothing is read twice."""
+    """`facts` are plain values; the objects that were opened for them go to the builders, so that nothing is read twice."""
 
     facts: Facts
     splits: Splits
-    start: OpenedCheckpoint | None    # the file that --pretrained_dir means; None: from scratch, or a resumed run
+    start: OpenedCheckpoint | None    # the file of --pretrained_dir; None: from scratch, or a resumed run
     fingerprint: str                  # of the training images: their names and targets
     seen: str = ""                    # the warning that the start weights were trained on held-out images
-    teacher: Opened | None = None     # what --teacher means
-    license: str = ""                 # of the start weights, or of those that the resumed run began with; "": not known
+    teacher: Opened | None = None     # of --teacher
+    license: str = ""                 # of the start weights, or those of the resumed run; "": not known
 
 
 def decide_resume(flags: dict, ranks: Ranks) -> dict:
-    """The flags with which all processes start or resume the run. Rank 0 decides: another node may have been started again, or
-    count the restarts otherwise. Raises LaunchError on every rank."""
+    """Returns the flags with which all processes start or resume the run. Rank 0 decides: another node may have been started
+    again, or count the restarts differently. Raises LaunchError on every rank."""
     others = {name: value for name, value in flags.items() if name not in launch.RESUME_FLAGS}
     return others | distributed.broadcast_from_main(ranks, lambda: launch.resume_flags(flags))
 
 
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
-    """The checkpoint that --resume_path means, opened; None without one, or where `auto` finds no run yet.
+    """Opens the checkpoint of --resume_path; None without one, or if `auto` finds no run yet.
 
-    Rank 0 decides which file it is. Raises ConfigError, or FolderError where the run cannot have its folder, on every rank,
-    before time is spent on the data.
+    Rank 0 decides which file it is. Raises ConfigError, or FolderError if the run cannot have its folder, on every rank, before
+    the data are opened.
     """
     output_dir, name = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name")
     if "resume_path" not in flags:
@@ -119,12 +119,12 @@ def _open_as_rank_0(path: Path) -> RunCheckpoint:
     try:
         return checkpoint.open_run_checkpoint(path)
     except CheckpointError as error:
-        error.args = (f"{error}. Process 0 resumes this checkpoint, and every node has to read it: from a disk that they share",)
+        error.args = (f"{error}. Process 0 resumes this checkpoint, and every node must be able to read it from a shared disk",)
         raise
 
 
 def machine(ranks: Ranks) -> Machine:
-    """The same on every rank."""
+    """Returns the least memory and cores that any rank has, so that all ranks have the same figures."""
     cores = max(1, core_count() // ranks.local_size)
     known = distributed.all_gather_objects(ranks, (total_memory(ranks.device, ranks.local_size), cores))
     return Machine(ranks.device.type, *map(min, zip(*known)))
@@ -133,8 +133,8 @@ def machine(ranks: Ranks) -> Machine:
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank.
 
-    A checkpoint's names decide the order of the classes, and its run how images are read; so do those of a start whose head is
-    kept, which is opened first.
+    The class names of a resumed checkpoint decide the order of the classes, and its run how images are read. So do start weights
+    whose head is kept, which are therefore opened first.
     """
     teacher = start = head_classes = None
     if saved is None:
@@ -148,8 +148,8 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     print_of_train = fingerprint(splits.train)
     opened = (splits.classes, len(splits.train), len(splits.val), len(splits.test), print_of_train, splits.reading)
     if any(other != opened for other in distributed.all_gather_objects(ranks, opened)):
-        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (classes, numbers of images, or what of "
-                        "them decides how they are read)")
+        raise DataError(f"--data_dir {sources.data_dir}: the nodes have different data (other classes, numbers of images, or "
+                        "kinds of image files)")
     if saved is None and start is None:
         start = distributed.local_main_first(ranks, lambda: open_start(sources.start, sources.model_type))
     with contextlib.suppress(ModelError):                  # of a file without a head
@@ -157,11 +157,11 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
     with given_by("--pretrained_dir", start):
         start_row = start and start.settings is None and read_row(start, sources)
         if sources.head == "keep" and start and head_classes != len(splits.classes):
-            check_finite(start)                            # before anything is said about its head
+            check_finite(start)                            # this error comes before one about its head
     facts = Facts(
         train_images=len(splits.train), num_classes=len(splits.classes),
         can_flip=splits.can_flip,
-        test_is_val=splits.test is splits.val and splits.val_name == "test",
+        test_is_val=splits.val_is_test,
         reading=vars(splits.reading),
         image_sizes=sample_sizes(splits.train) if saved is None and "function" in configs.RECIPES[sources.recipe] else (),
         start_settings=start and start.settings, start_row=start_row or None, start_view=start and view_of(start),
@@ -177,10 +177,18 @@ def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
 
 
 def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None = None) -> Splits:
-    """The splits, under the names of the checkpoint or of the start whose head is kept. Raises DataError.
+    """The splits, with the class names of the checkpoint or of the start whose head is kept. Raises DataError.
 
-    What a run held out of its own images is no part of an evaluation on others.
+    Runs of earlier versions called the only held-out split "test", whatever the data called it, and keep that name.
     """
+    splits = _open_data(sources, saved, start)
+    if saved and saved.state.rules < 4 and splits.val_is_test and len(splits.train):
+        splits = splits.replace(val_name="test")
+    return splits
+
+
+def _open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint | None) -> Splits:
+    """Fractions that a run drew from its own images are not drawn when it is evaluated on others."""
     names = saved.state.classes if saved else (start and start.class_names) or ()
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
@@ -200,8 +208,8 @@ def open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint 
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
-    """How the images are to be read, as far as that is known: as a run of ours read them whose head is kept, for its task. Its
-    exported folder says so too."""
+    """Returns how images are read, as far as that is known. With a head that is kept: as its run read them, which an exported
+    folder says too."""
     reading = Reading.of(vars(sources))
     if start is not None and sources.head == "keep":
         of_run = Reading.of(vars(sources) | (start.view if start.settings is None else before() | start.settings))
@@ -210,7 +218,7 @@ def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
-    """(height, width) of some images, evenly spaced, without those that cannot be read."""
+    """Returns (height, width) of some images, evenly spaced, without those that cannot be read."""
     sizes, count = [], min(SIZE_SAMPLE, len(images))
     for number in range(count):
         with contextlib.suppress(ImageError):
@@ -220,38 +228,38 @@ def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
 
 
 def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
-    """What --pretrained_dir means: a path, a published name, `auto` (the model's own published file) or `none`. Raises
-    ConfigError."""
+    """Opens --pretrained_dir: a path, a published name, `auto` (the model's own published file) or `none`. Raises ConfigError."""
     if start == "none":
         return None
-    with given_by("--pretrained_dir"), telling_what_else():
+    with given_by("--pretrained_dir"), suggest_local_file():
         return open_checkpoint(find_weights(start)) if start != "auto" else OpenedCheckpoint(find_checkpoint(file_of(model_type)))
 
 
 def check_start(start: str, model_type: str) -> None:
-    """Raises ConfigError where a published file is neither here nor can be had: before the time that the data take."""
+    """Raises ConfigError, before the data are opened, for a published file that is not here and cannot be downloaded."""
     name = file_of(model_type) if start == "auto" else start
     if not Path(name).exists() and (name := published_name(name)):
-        with given_by("--pretrained_dir"), telling_what_else():
+        with given_by("--pretrained_dir"), suggest_local_file():
             check_published_reachable(name)
 
 
 def file_of(model_type: str) -> str:
-    """The path or published name that `auto` means."""
+    """Returns the path or published name that `auto` means."""
     return os.path.relpath(ROOT / EMBEDDED) if model_type == EMBEDDED_MODEL else published_name(model_type) or model_type
 
 
 @contextlib.contextmanager
-def telling_what_else() -> Iterator[None]:
+def suggest_local_file() -> Iterator[None]:
+    """Adds to the error of a download that any file that is here will do."""
     try:
         yield
     except DownloadError as error:
-        raise WeightsError(f"{error}. Or start from a file that is here (--pretrained_dir FILE, PRETRAINED_DIR), of whatever "
-                           "model") from error
+        raise WeightsError(f"{error}. Or start from a local file of any model (--pretrained_dir FILE, PRETRAINED_DIR)") from error
 
 
 def license_of_start(start: OpenedCheckpoint | None) -> str:
-    """Of the weights: as published, or as a config.json beside them says; of a run of ours that of what it began with."""
+    """Returns the license of the weights: as published, or from the config.json next to them; for a run that of its start
+    weights."""
     if start is None:
         return ""
     if start.settings is not None:
@@ -262,8 +270,8 @@ def license_of_start(start: OpenedCheckpoint | None) -> str:
 
 
 def view_of(start: OpenedCheckpoint) -> dict:
-    """How the weights of a start saw their images, as far as their run, a config.json beside them or the page that publishes them
-    says; see Facts.start_view."""
+    """Returns how the start weights saw their images, from their run, the config.json next to them or the page that publishes
+    them; see Facts.start_view."""
     if start.settings is not None:
         of_run = before() | start.settings
         size = of_run["img_size"]                       # of a checkpoint: a list where it has two sides
@@ -278,7 +286,7 @@ def view_of(start: OpenedCheckpoint) -> dict:
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
-    """Settings of the model that a file of another program is of, by name; `names_img_size`: its config.json has the image size.
+    """Returns the settings of the model in another program's file, by name; `names_img_size`: its config.json has the image size.
 
     Raises ModelError.
     """

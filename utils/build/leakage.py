@@ -1,4 +1,4 @@
-"""Held-out images that the start weights were trained on: an accuracy on them says little."""
+"""Finds held-out images that the start weights were trained on: an accuracy on them means little."""
 
 import os
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from .opened import given_by
 DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
-# `start` is what a checkpoint holds of its run, by name: config, classes, train_images, data.
+# `start`: fields of a checkpoint, by name: config, classes, train_images, data.
 
 
 def start_run(start: str) -> tuple[Path, dict] | None:
-    """The checkpoint that --pretrained_dir means and what it holds of its run, if it is of one of ours.
+    """Returns the checkpoint of --pretrained_dir and its fields, if it is of a run of this program.
 
     Raises ConfigError for settings that no run has.
     """
@@ -39,9 +39,9 @@ def start_run(start: str) -> tuple[Path, dict] | None:
 
 
 def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:
-    """By name of a held-out split, how many of its images the run `start` was trained on; nothing where it is none.
+    """Returns, by name of a held-out split, the number of its images that the run `start` was trained on, if there are any.
 
-    splits: of `dataset` in `data_dir`. None: this cannot be known, because the data are not what they were then.
+    splits: of `dataset` in `data_dir`. None: unknown, because the data have changed since.
     """
     config = before() | start["config"]
     if config["dataset"] != dataset:
@@ -52,7 +52,7 @@ def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> 
     try:
         theirs = splits_of(config, data_dir=data_dir, reading=AS_STORED,
                            rule=ClassRule(config["class_order"], tuple(start["classes"]))).train
-    except DataError:                                        # these data cannot be divided so: they are others
+    except DataError:                                        # these data cannot be divided so: they are different ones
         return {}
     if start["data"] and (len(theirs), fingerprint(theirs)) != (start["train_images"], start["data"]):
         same_place = os.path.realpath(config["data_dir"]) == os.path.realpath(data_dir)
@@ -63,20 +63,20 @@ def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> 
 
 
 def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Splits) -> str:
-    """The line for a run that starts from these weights, or ''. sources: with `dataset`, `data_dir` and the fractions."""
+    """Returns a warning for a run that starts from these weights, or ''. sources: has `dataset`, `data_dir` and fractions."""
     seen = seen_images(start, sources.dataset, sources.data_dir, splits)
     if seen is None:
         return (f"warning: the images in {sources.data_dir} are not those that {path} was trained on (images were added, "
-                "removed or renamed), so that it may have seen those that are held out here")
+                "removed or renamed), so it may have been trained on images that are held out here")
     if not seen:
         return ""
     counts = " and ".join(f"{count} of {len(splits.held_out[name])} {name} images" for name, count in seen.items())
     drawn = {name: getattr(sources, name) for name in DRAWN}
-    return f"warning: {path} was trained on {counts}, so that their accuracy says little. {advise(start, drawn)}"
+    return f"warning: {path} was trained on {counts}, so their accuracy means little. {advise(start, drawn)}"
 
 
 def advise(start: Mapping, drawn: dict) -> str:
-    """What to set, so that what is held out here was held out there. `drawn`: the values of DRAWN here."""
+    """Returns the flags with which the same images are held out as in the run `start`. `drawn`: the values of DRAWN here."""
     theirs = {name: start["config"].get(name) or 0 for name in DRAWN}
     advice, values = "Hold out the same images as that run", theirs
     if not (theirs["val_fraction"] or theirs["test_fraction"]):
@@ -86,8 +86,8 @@ def advise(start: Mapping, drawn: dict) -> str:
 
 
 def chosen_on(path: Path, settings: Mapping | None, step: int, values: Mapping, splits: Splits, name: str) -> bool:
-    """Whether the split of this name holds the images on which the checkpoint was chosen: that is a run's best.pt, unless it is
-    of the last step, which would have been reported anyway.
+    """Returns whether the checkpoint was chosen on the images of this split: that is a best.pt, unless it is of the last step,
+    which would have been reported anyway.
 
     settings, step: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
     """

@@ -1,4 +1,4 @@
-"""models.load_model: a trained model for a program of the user's, which may ask it about images."""
+"""models.load_model: a trained model for the user's own program, with predictions for images."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NoReturn
 from models import ModelError
 from models.base import ImageTransformer
 from models.checkpoints.opened import OpenedCheckpoint
-from models.create import load_model as load_run_model
+from models.create import load_run_model
 from utils.config import ConfigError
 from utils.config.saved import SettingsError, check_settings
 from utils.predict.predictor import Predictor
@@ -21,7 +21,8 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
 
     path: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
     program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
-    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, interpolation, eval_crop, mean, std.
+    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, classifier,
+    interpolation, eval_crop, mean, std.
     Raises ModelError.
     """
     if isinstance(path, OpenedCheckpoint):
@@ -42,7 +43,7 @@ def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTra
 
 @dataclasses.dataclass(frozen=True)
 class _NoAnswer:
-    """In place of a Predictor: why there is none."""
+    """In place of a Predictor: raises the reason why there is none."""
 
     why: str
 
@@ -51,7 +52,7 @@ class _NoAnswer:
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
-    """With empty settings where the file's are not those of a run: they do not say how images are read for the model."""
+    """Opens a run's model, with empty settings if those of the file are not a run's: they do not say how images are read."""
     try:
         check_settings(file.settings, file.path)
     except SettingsError:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor
 import configs
 from models import create_model
 from models.base import ImageTransformer
+from models.checkpoints.hub import FREE
 from models.checkpoints.load import checked_finite
 from models.checkpoints.published import page_of_file
 from models.checkpoints.run_fields import check_shapes
 from models.create import resolve_row
 from models.kinds import brief
-from models.match import describe_row
+from models.match import describe_row, model_name
 from utils import distributed
 from utils.config import (
     SIZES,
@@ -34,21 +34,23 @@ from utils.config import (
 )
 from utils.config.records import CHECKPOINT, DEFAULT, START
 from utils.data.classes import first_names
+from utils.data.datasets import data_name
+from utils.data.splits import Splits
 from utils.data.transforms import normalize
+from utils.device import describe_device
 from utils.distributed import Ranks
 from utils.training.precision import Precision, apply_matmul_precision, choose
 
 from .find import Found, SavedRun
 from .opened import Opened, given_by
 
-FREE = re.compile(r"(apache|mit\b|bsd)", re.IGNORECASE)
 LICENSE_TEXTS = {"cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
                  "dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A model on its device, the number types that it computes with, and the teacher that it learns from."""
+    """A model on its device, the number types that it computes with, and its teacher."""
 
     model: ImageTransformer
     precision: Precision
@@ -64,7 +66,7 @@ def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ran
     with given_by("--pretrained_dir" if saved is None else "--resume_path", found.start):
         model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
     if found.start:
-        found.start.close()                                  # all that the model needs of it is in memory
+        found.start.close()                                  # the model has copied what it needs
     if saved is None and config.head == "keep":
         _check_classes(config, model, found)
     chosen_here = config.source("precision") == DEFAULT
@@ -91,7 +93,8 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
     classes = found.facts.num_classes
     if saved is None:
         return create_model(config.model_type, classes, config.img_size, found.start, config.head, **model_overrides(config))
-    with torch.device("meta"):              # what a file claims takes no memory, until its weights are known to be as large
+    # On the meta device no memory is allocated before the weights of the file are known to have the sizes that it claims.
+    with torch.device("meta"):
         model = create_model(configs.architecture(**saved.state.architecture), classes, config.img_size)
     for weights in (saved.state.model, saved.state.ema)[:1 + bool(saved.state.ema)]:
         check_shapes({name: value.shape for name, value in weights.items()}, model.state_dict(), saved.opened.path)
@@ -105,20 +108,20 @@ def _create(config: Config, found: Found, saved: SavedRun | None) -> ImageTransf
 def _check_classes(config: Config, model: ImageTransformer, found: Found) -> None:
     known, own = list(model.load_report.classes), list(found.splits.classes)
     if config.dataset == "imagenet" and found.start.settings is None:
-        return                              # other programs spell its 1000 names otherwise, in the same order
+        return                              # other programs spell the 1,000 names differently, in the same order
     if known not in ([], own):
         raise ConfigError(f"--pretrained_dir {config.pretrained_dir}: its classes ({first_names(known)}) are not those of "
-                          f"the data ({first_names(own)}). This is not the same task: give other weights, or --head zero")
+                          f"the data ({first_names(own)}): not the same task. Use other weights, or --head zero")
 
 
 def compile_model(model: torch.nn.Module, device: torch.device) -> None:
-    """For the sizes it will be called with: the first call of each compiles. Raises ConfigError where PyTorch cannot compile."""
+    """Sets the model to compile at its first call with each size. Raises ConfigError where PyTorch cannot compile."""
     on_gpu = device.type == "cuda"
-    if not on_gpu:                          # builds for GPUs would warn that there is none
+    if not on_gpu:                          # PyTorch's builds for GPUs would warn that there is none
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda numbers: numbers + 1)(torch.zeros(2, device=device))
-    except Exception as error:              # of many kinds, from Dynamo, Inductor and the compilers they call
+    except Exception as error:              # Dynamo, Inductor and the compilers that they call raise many kinds
         inner = getattr(error, "inner_exception", error)
         reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0][:200]}"
         raise ConfigError(f"--compile: PyTorch cannot compile here ({reason}); it needs a C++ compiler such as g++"
@@ -128,15 +131,11 @@ def compile_model(model: torch.nn.Module, device: torch.device) -> None:
 
 def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, model: ImageTransformer,
                         precision: str) -> None:
-    """The first words of a run: where it happens, with what."""
+    """Prints the device, the data, the model, its weights and how images are seen."""
     splits, size = found.splits, "x".join(map(str, model.img_size))
-    place = (torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda"
-             else f"CPU with {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}")
-    print(f"device: {ranks.size} x {place}\nprecision: {precision}")
+    print(f"device: {ranks.size} x {describe_device(ranks.device)}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""
-    trained = f"{len(splits.train)} images to train on, " if len(splits.train) else ""
-    print(f"data: {config.dataset}{prepared}, {len(splits.classes)} classes, {trained}{len(splits.val)} {splits.val_name}"
-          + (f", {len(splits.test)} test" if splits.test is not splits.val else ""))
+    print(f"data: {data_name(config.dataset, config.data_dir)}{prepared}, {describe_sizes(splits)}")
     for note in splits.notes:
         print(note)
     if config.eval_only and not (saved or found.facts.start_names_classes):
@@ -160,8 +159,16 @@ def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ra
               f"python dataset.py prepare --size {int(max(model.img_size) / 0.875)}", flush=True)
 
 
+def describe_sizes(splits: Splits) -> str:
+    """'10 classes, 1097 images to train on, 200 val, 500 test'"""
+    classes, train = len(splits.classes), len(splits.train)
+    parts = [f"{classes} class{'es' * (classes != 1)}", *[f"{train} image{'s' * (train != 1)} to train on"] * bool(train)]
+    return ", ".join([*parts, *(f"{len(split)} {name}" for name, split in splits.held_out.items())])
+
+
 def _other_than_configured(config: Config, architecture: dict) -> list[str]:
-    """What the checkpoint's model has otherwise than the settings and the row in configs.py say: of another program's weights."""
+    """Return the keys in which the checkpoint's model differs from the settings and the row in configs.py: those that came with
+    another program's weights."""
     if config.model_type not in configs.MODELS:
         return []
     row = resolve_row(config.model_type, model_overrides(config))
@@ -170,32 +177,28 @@ def _other_than_configured(config: Config, architecture: dict) -> list[str]:
 
 
 def describe_model(config: Config, facts: Facts) -> str:
-    """The row of configs.py and what the file has otherwise; of a file whose sizes no row has, its family and its sizes."""
-    own = [f"{key} {getattr(config, key)}" for key in (*SIZES, "classifier")
-           if config.source(key) == START and getattr(config, key) is not None]
+    """Return the name of the model, and what the start weights have otherwise than their row of configs.py."""
     if facts.start_row and config.source("model_type") == START and "hidden_size" not in facts.start_row:
         own = {key: facts.start_row[key] for key in ("classifier", "registers") if key in facts.start_row}
-        return f"{config.model_type}, as the file tells ({describe_row(config.model_type, own, facts.start_row.get('img_size'))})"
-    if not (own and facts.start_row):
+        return f"{config.model_type}, as the file says ({describe_row(config.model_type, own, facts.start_row.get('img_size'))})"
+    if config.model_type not in configs.MODELS:                  # of a resumed run whose row has gone
         return config.model_type
-    if "hidden_size" not in facts.start_row:
-        return f"{config.model_type} with {', '.join(own)}"
-    family = re.sub(r"-[^-]+_\d+|-[A-Z]+\d+$", "", config.model_type)         # without the size
-    return f"{family} of its own sizes ({', '.join(own)})"
+    pools = f" with classifier {config.classifier}" if facts.start_row and config.source("classifier") == START else ""
+    return model_name(config.model_type, resolve_row(config.model_type, model_overrides(config))) + pools
 
 
 def describe_license(license: str, path: str | None) -> str:
-    """A line for weights whose licence is not Apache's, MIT's or BSD's, or not known though they are published; else ""."""
+    """Return a line for published weights whose license is unknown, or is not Apache's, MIT's or BSD's; else ""."""
     page = page_of_file(path) if path else ""
     if FREE.match(license) or not (license or page):
         return ""
     where = page or LICENSE_TEXTS.get(license.lower(), "")
     return (f"licence: the start weights are under {license}{f' ({where})' if where else ''}: read what it allows of models that "
-            "are made of them" if license else f"licence: that of the start weights is not known here; see {page}")
+            "are made of them" if license else f"licence: that of the start weights is not known; see {page}")
 
 
 def describe_outputs(classes: Sequence[str]) -> str:
-    """What the outputs of a head without names are taken to be."""
+    """Return a line on the classes that the outputs of a head without names are taken to be."""
     numbers = first_names([str(label) for label in range(len(classes))])
     return f"classes: the head does not name them; its outputs {numbers} are taken to be {first_names(classes)}"
 
@@ -205,5 +208,5 @@ def _source_of_weights(config: Config, saved: SavedRun | None, model: ImageTrans
         others = _other_than_configured(config, saved.state.architecture)
         return "from the checkpoint" + (f", whose model is not that of configs.py: {', '.join(others)}" if others else "")
     own_size = [f"--{key} {config.to_dict()[key]}" for key in SIZES if config.to_dict()[key] is not None]
-    unpublished = f" (nobody has published them for {' '.join(own_size)})" if own_size else ""
+    unpublished = f" (there are no published weights for {' '.join(own_size)})" if own_size else ""
     return str(model.load_report or f"from scratch{unpublished}")

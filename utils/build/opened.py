@@ -1,4 +1,4 @@
-"""The one way to open a trained model: from a run, a checkpoint, any other file with its architecture, or a published name."""
+"""Opens a trained model: of a run, a checkpoint, any other file with its architecture, or a published name."""
 
 import contextlib
 import copy
@@ -14,19 +14,19 @@ from torch.utils.data import Dataset
 from configs import MODELS
 from models import ModelError, WeightsError, create_model
 from models.base import ImageTransformer
+from models.checkpoints import hub
 from models.checkpoints.described import is_weights_folder
-from models.checkpoints.hub import model_of
 from models.checkpoints.load import check_finite
 from models.checkpoints.opened import OpenedCheckpoint
 from models.checkpoints.published import find_checkpoint, published_name, published_view, require_published
-from models.create import check_weights_of_run, load_model
-from models.match import match_row
+from models.create import check_weights_of_run, load_run_model
+from models.match import match_row, model_name
 from utils.config import ConfigError, before, model_named
 from utils.config.adopt import VIEW
 from utils.config.saved import SettingsError, check_settings
 from utils.data import transforms
 from utils.data.classes import ClassRule
-from utils.data.datasets import imagenet_names, splits_of
+from utils.data.datasets import data_name, imagenet_names, splits_of
 from utils.data.layouts import HELD_OUT
 from utils.data.loader import default_workers, eval_loader
 from utils.data.reading import FIND, Reading
@@ -44,7 +44,7 @@ NO_RUN = before() | vars(FIND)         # settings of a model that no run has tra
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model in eval mode, with what it takes to use it: how it sees images, and what its outputs mean."""
+    """A model in eval mode, with how it sees images and what its outputs mean."""
 
     model: ImageTransformer
     classes: tuple[str, ...]
@@ -52,8 +52,8 @@ class Opened:
     title: str
     has_data: bool                    # the settings name the data set of a run
     path: Path | None = None          # None: the embedded model
-    named: bool = True                # the classes have the names of the file, not numbers or ImageNet's
-    has_head: bool = True             # else the model has one class, which means nothing
+    named: bool = True                # the names of the classes come from the file, and are not numbers or ImageNet's
+    has_head: bool = True             # else the model has one class without a meaning
     note: str = ""                    # behind the title: which file of a run folder was taken, where that is not best.pt
 
     @property
@@ -67,30 +67,33 @@ class Opened:
 
     @property
     def reading(self) -> Reading:
-        """How an image file is read for the model; fields are "auto" where it is no run's"""
+        """Returns how an image file is read for the model; fields are "auto" if no run set them."""
         return Reading.of(self.settings)
 
     def split(self, name: str | None = None) -> tuple[str, Dataset, tuple[str, ...]]:
         """-> (the split's name, its images, the names of their classes) of the data set of its run.
 
-        name: train, val or test; None: what the run was tested on. Raises ConfigError or DataError.
+        name: train, val or test; None: what the run was tested on. Where one split is both val and test, either name gives it,
+        under the name that the data have for it. Raises ConfigError or DataError.
         """
         run = self.settings
         rule = ClassRule(run["class_order"], tuple(self.classes) if self.path else (), partly=True)
         splits = splits_of(run, rule=rule, need=HELD_OUT)
-        no_test = splits.val is splits.test and splits.val_name == "val"
+        no_test = splits.val is splits.test and not (splits.val_is_test and len(splits.train))
         if no_test and name == "test":
             raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
         name = name or ("val" if no_test or run["test"] == "never" else "test")
+        if name != "train" and splits.val is splits.test:
+            name = splits.val_name                  # the only held-out split, which older runs called "test" in any case
         images = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
         if not len(images):
             raise ConfigError(f"--split {name}: the run's data have no {name} images now")
         return name, images, tuple(splits.classes)
 
     def evaluate(self, images: Dataset) -> EvalMetrics:
-        """As its run evaluates them, in its precision and with its mirror images; with `confusion` and `answers`.
+        """Evaluates the images as the run does, in its precision and with its mirror images; with `confusion` and `answers`.
 
-        On the device of the model, in this process alone. Raises ImageError.
+        Runs on the device of the model, in this process only. Raises ImageError.
         """
         run, device = self.settings, next(self.model.parameters()).device
         precision, _ = choose(run["precision"], run["fp16_opt_level"], device)
@@ -102,7 +105,7 @@ class Opened:
                                       dtype=precision.weights)
         model = self.model
         if next(model.parameters()).dtype != precision.weights:
-            model = copy.deepcopy(model).to(precision.weights)            # rounded weights are not for whoever comes next
+            model = copy.deepcopy(model).to(precision.weights)            # self.model keeps its unrounded weights
         return evaluate(model, loader, normalize, precision, Ranks(0, 1, 0, 1, device), len(self.classes), confusion=True,
                         flipped=run["tta"] == "flip", filled=True, answers=True)
 
@@ -119,8 +122,8 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 
 @contextlib.contextmanager
 def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
-    """Raises ConfigError, "FLAG: ...", for weights given by that flag that cannot be used. If numbers of the open file are not
-    finite, it says that, whatever else is wrong."""
+    """Raises ConfigError, "FLAG: ...", if the weights of that flag cannot be used. If numbers of the open file are not finite,
+    the message says that, whatever else is wrong."""
     try:
         yield
     except (ModelError, CheckpointError, SettingsError) as error:
@@ -134,8 +137,8 @@ def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
 
 
 def find_weights(what: str | Path) -> Path:
-    """The file that a path means: of a run folder its best checkpoint, of a folder of timm or transformers its weights, or of a
-    published name. Raises WeightsError or CheckpointError."""
+    """Returns the file of a path or published name: of a run folder its best checkpoint, of a folder of timm or transformers its
+    weights. Raises WeightsError or CheckpointError."""
     if not Path(what).exists():
         try:
             require_published(what)
@@ -145,7 +148,7 @@ def find_weights(what: str | Path) -> Path:
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """Where it is of a run of ours, with its settings and the shapes of its weights compared.
+    """Opens the file; of a run of this program its settings and the shapes of its weights are checked.
 
     Raises WeightsError or ConfigError.
     """
@@ -160,34 +163,35 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 
 def preferred_row(what: str) -> str:
-    """How the name of the row begins that a published name means, where the shapes in its file are those of others too."""
+    """Returns the beginning of the row's name that a published name means, for files whose shapes fit several rows."""
     if Path(what).exists():
         return ""
     folder = (published_name(what) or "").partition("/")[0]
-    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or model_of(published_name(what) or "") or ""
+    return {"deit": "DeiT-", "mae": "MAE-"}.get(folder) or hub.model_of(published_name(what) or "") or ""
 
 
 def open_model(what: str | Path | None, *, model_type: str | None = None, img_size: int | tuple[int, int] | None = None,
-               num_heads: int | None = None, interpolation: str | None = None, eval_crop: float | None = None,
-               mean: tuple | None = None, std: tuple | None = None, heads_if_unknown: int | None = None,
-               flag: str = "--checkpoint") -> Opened:
-    """A run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
+               num_heads: int | None = None, classifier: str | None = None, interpolation: str | None = None,
+               eval_crop: float | None = None, mean: tuple | None = None, std: tuple | None = None,
+               heads_if_unknown: int | None = None, flag: str = "--checkpoint") -> Opened:
+    """Open a run folder, a checkpoint file of a run, any other file, folder or published name; None: the embedded model.
 
-    model_type, and those from img_size to std: of a file that is no run, in place of what it says.
+    model_type, and img_size to std: for a file that is not of a run, in place of what it says.
     heads_if_unknown: num_heads where the file does not say. flag: the flag or argument that named the model, for messages.
     Raises ConfigError.
     """
     view = {name: value for name, value in (("interpolation", interpolation), ("eval_crop", eval_crop)) if value is not None}
-    typed = {name: value for name, value in (("model_type", model_named(model_type, model_of)), ("img_size", img_size), (
-        "num_heads", num_heads), ("mean", mean), ("std", std)) if value is not None}
+    typed = {name: value for name, value in (("model_type", model_named(model_type, hub)), ("img_size", img_size), (
+        "num_heads", num_heads), ("classifier", classifier), ("mean", mean), ("std", std)) if value is not None}
     with contextlib.ExitStack() as stack:
         file = None
         if what is not None:
             with given_by(flag):
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
-            raise ConfigError("--model_type, --img_size, --num_heads, --interpolation, --eval_crop, --mean and --std only have "
-                              f"an effect with a {flag} that is no run: a run has its own. Omit them")
+            raise ConfigError("--model_type, --img_size, --num_heads, --classifier, --interpolation, --eval_crop, --mean and "
+                              f"--std only have an effect with a {flag} that is not one of your runs: a run has its own. "
+                              "Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
@@ -198,16 +202,17 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
 
 
 def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
-    """by_folder: the folder of the run was given, not the file."""
-    model, run = load_model(file), file.settings
+    """Open the model of a run. by_folder: the run folder was given, not the file."""
+    model, run = load_run_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
-    title = f"{run['model_type']} on {run['dataset']}, run {name}, step {step}"
+    called = model_name(run["model_type"], model.config)
+    title = f"{called} on {data_name(run['dataset'], run['data_dir'])}, run {name}, step {step}"
     note = f" (its newest checkpoint: it has no {BEST_FILE})" if by_folder and file.path.name != BEST_FILE else ""
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path, note=note)
 
 
 def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
-    """The model of the file, or the one that is typed; of one class where the file has no head."""
+    """Opens the model of the file, or the one that is typed; with one class if the file has no head."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:
@@ -219,18 +224,18 @@ def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_
                 raise ConfigError(f"{flag} {what}: its sizes ({file.layout.describe()}) are those of no known model, and it "
                                   f"does not say how many attention heads it has. Add --num_heads{other}")
             keys["num_heads"] = heads_if_unknown
-    keys |= {key: typed[key] for key in ("mean", "std") if key in typed}
+    keys |= {key: typed[key] for key in ("classifier", "mean", "std") if key in typed}
     has_head = file.layout.has("head.weight")
     model = create_model(name, None if has_head else 1, size, file, "keep" if has_head else "zero", **keys).eval()
     names = file.class_names
     model.classes = names or (imagenet_names() if model.num_classes == 1000 else
                               [f"class {number}" for number in range(model.num_classes)] if has_head else ["no head"])
     of_ours = (file.file.described.card or {}).get("model", {}).get("architecture")             # shapes may be those of others
-    title = f"{of_ours if of_ours in MODELS and 'model_type' not in typed else name}, {what}"
+    title = f"{model_name(of_ours if of_ours in MODELS and 'model_type' not in typed else name, model.config)}, {what}"
     own = {"model_type": name} | {key: MODELS[name][key] for key in VIEW}
     settings = NO_RUN | own | published_view(file.path) | file.view | view
     for key, words in file.untaken.items():
-        if key not in view and flag != "--teacher":                  # which sees the student's images
+        if key not in view and flag != "--teacher":                  # a teacher sees the student's images
             print(f"warning: {what}: its config.json says of images what no flag can ({words}): here --{key} is {settings[key]}",
                   file=sys.stderr)
     return Opened(model, tuple(model.classes), settings, title, False, file.path, names is not None, has_head)

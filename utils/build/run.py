@@ -12,6 +12,7 @@ from utils import distributed, launch
 from utils.config import Config, as_command, changes, lacking_settings
 from utils.config.records import FLAG
 from utils.data.classes import first_names
+from utils.data.datasets import run_stem
 from utils.distributed import Ranks
 from utils.files import naming
 from utils.process import StopSignal
@@ -31,7 +32,7 @@ SHOWN = 6           # names in a line
 
 
 def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
-    """Prints what a resumed run changes; writes nothing yet.
+    """Builds the run and prints what a resumed run changes; writes nothing.
 
     Raises CheckpointError or LoggerError on every rank.
     """
@@ -48,7 +49,7 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     for reason in saved.opened.skipped.values():
-        print(f"warning: {reason}; going back to the checkpoint before it")
+        print(f"warning: {reason}; using the checkpoint before it")
     path, step, skipped = saved.opened.path, saved.state.step, saved.state.step - saved.state.updates
     what = f" ({skipped} step{'s' * (skipped > 1)} made no update)" if skipped else ""
     what += f"; loss scale {saved.state.scaler['scale']:g}" if saved.state.scaler else ""
@@ -56,14 +57,14 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
           f"resuming {path} at step {step} of {config.num_steps}{what}")
     if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
         more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) takes the values of that "
+        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) has the values of that "
               "version")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 
 
 def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks) -> None:
-    """Raises CheckpointError unless the data are those of the checkpoint's run, as far as that is cheap to know."""
+    """Raises CheckpointError unless the data are those of the checkpoint's run, as far as a quick check can show."""
     state, splits = saved.state, found.splits
     if list(splits.classes) != state.classes:
         raise CheckpointError(f"--data_dir {config.data_dir}: the data have {len(splits.classes)} classes "
@@ -75,17 +76,17 @@ def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks)
     if len(splits.train) != state.train_images:
         difference = f"the run has trained on {state.train_images} images, {config.data_dir} now holds {len(splits.train)}"
     elif state.data and found.fingerprint != state.data:
-        difference = f"labels or names of the training images in {config.data_dir} are not those that the run began with"
+        difference = f"labels or names of the training images in {config.data_dir} have changed since the run began"
     if difference and not config.override:
-        raise CheckpointError(f"{difference}: the order of the samples would be another. Restore the data, start a new run, or "
+        raise CheckpointError(f"{difference}, so the order of the samples would differ. Restore the data, start a new run, or "
                               "add --override")
     if difference and ranks.is_main:
-        print(f"warning: {difference}: the order of the samples is another from here on (--override)")
+        print(f"warning: {difference}: the order of the samples differs from here on (--override)")
 
 
 @contextlib.contextmanager
 def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trainer) -> Iterator[None]:
-    """Around the step loop: claims the run's folder, opens what the run writes to, and closes all, and the loader, in the end.
+    """Around the step loop: claims the run's folder, opens the outputs of the run, and closes them and the loader at the end.
 
     Raises FolderError or InUseError on every rank.
     """
@@ -94,7 +95,7 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
     run.config = config = run.config.replace(name=where.name, output_dir=str(where.parent))
     if ranks.is_main and (place := launch.launch_file("folder")) is not None:
         with naming(place):
-            place.write_bytes(os.fsencode(where))      # where processes continue that torchrun restarts
+            place.write_bytes(os.fsencode(where))      # processes that torchrun restarts continue there
     architecture = built.model.config.to_dict()
     distributed.broadcast_from_main(ranks, lambda: folder.write_config(where, config.to_dict(), architecture, ranks.size))
     constant = {"config": config.to_dict(), "architecture": architecture, "classes": list(data.splits.classes),
@@ -103,13 +104,15 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
                 "license": run.state.license if run.state else found.license}
     settings = "\n  ".join(["settings:", *textwrap.wrap(as_command(config), 100, break_on_hyphens=False)])
     health = Health(plan_of(config, data, trainer.criterion)) if ranks.is_main else None
+    # Runs used to call the only held-out split "test" always: their curves and those of newer runs meet in one chart.
+    aliases = {f"{data.final.name}/accuracy": "test/accuracy"} if data.splits.val_is_test and data.final.name != "test" else None
     with contextlib.closing(data.loader), run.opened(where, Path(config.log_dir) / where.name, constant, trainer, data.sampler,
-                                                     settings, health):
+                                                     settings, health, aliases):
         yield
 
 
 def plan_of(config: Config, data: Data, criterion: Criterion) -> Plan:
-    """What the course of the run is judged by."""
+    """Returns what the warnings of a run that goes badly depend on."""
     classes = data.splits.classes
     counts = torch.bincount(torch.as_tensor(data.splits.train.targets), minlength=len(classes))
     held_out, share = "", 1.0
@@ -124,6 +127,6 @@ def _claim(run: Run) -> tuple[Path, dict]:
     """-> (the run's folder, {"step", "accuracy"} of its best.pt or {})"""
     config = run.config
     if run.source is None:
-        return folder.create(config.output_dir, config.name, config.dataset), {}
+        return folder.create(config.output_dir, config.name, run_stem(config.dataset, config.data_dir)), {}
     typed = {name: config.to_dict()[name] if config.source(name) == FLAG else None for name in ("output_dir", "name")}
     return folder.resume(run.source, **typed)

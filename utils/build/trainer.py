@@ -34,8 +34,9 @@ from .model import Built
 
 def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
                   requests: Callable[[], Requests] = Requests, stop: Callable[[], bool] = lambda: False) -> Trainer:
-    """With the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of this process, asked
-    at the end of a step; `stop`: of all, asked between micro-batches. Raises ConfigError on every rank."""
+    """Builds the trainer, with the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of
+    this process, called at the end of a step; `stop`: of all processes, called between micro-batches. Raises ConfigError on
+    every rank."""
     model, precision = built.model, built.precision
     optimizer = build_optimizer(config, model, ranks, state)
     scaler = LossScaler(precision, ranks.device, config.loss_scale)
@@ -52,7 +53,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
         if ema is not None:
             ema.model.load_state_dict(state.ema)
         progress = Progress(state.step, state.updates, state.skips)
-        state.model, state.optimizer, state.ema = {}, {}, {}       # a copy of them is in memory now
+        state.model, state.optimizer, state.ema = {}, {}, {}       # they have been copied
     criterion = build_criterion(config, data, built, ranks)
     reducer = None
     if config.exact:
@@ -67,7 +68,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config,
                     ranks: Ranks) -> None:
-    """Raises ConfigError for a state that is not the run's own, before it is loaded."""
+    """Loads the optimizer's state. Raises ConfigError, before loading, for a state that cannot be of this run."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     earlier = functools.cache(lambda: _earlier_groups(config, state, model))
     as_now = len(state.optimizer.get("param_groups", ())) == len(optimizer.param_groups)
@@ -93,23 +94,24 @@ def build_step_settings(config: Config, state: RunState | None = None) -> StepSe
 
 def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks,
                     state: RunState | None = None) -> torch.optim.Optimizer:
-    """Over the parameters that are trained, in their groups; the others are frozen."""
+    """Builds the optimizer of the trained parameters, in their groups; the others are frozen."""
     frozen, pool = _freeze(config, model, state)
     if frozen and ranks.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         new = " (the head, and the pooling by attention, which the file lacks)" if pool else ""
-        print(f"training {count:,} parameters{new}; frozen: {len(frozen)} arrays ({frozen[0]}, ..., {frozen[-1]})")
+        names = ", ".join(frozen) if len(frozen) < 3 else f"{frozen[0]}, ..., {frozen[-1]}"
+        print(f"training {count:,} parameters{new}; frozen: {len(frozen)} array{'s' * (len(frozen) > 1)} ({names})")
         if config.pretrained_dir == "none":
-            print("warning: what is frozen has random weights. Give a --pretrained_dir")
+            print("warning: the frozen layers have random weights. Add --pretrained_dir")
     return optim.build_optimizer(config.optimizer, _parameter_groups(config, model), config.learning_rate,
                                  momentum=config.momentum)
 
 
 def _freeze(config: Config, model: ImageTransformer, state: RunState | None) -> tuple[list[str], bool]:
-    """Freezes what is not trained -> its names, and whether `--train_layers head` trains pooling by attention too.
+    """Freezes what is not trained -> its names, and whether `--train_layers head` also trains pooling by attention.
 
-    It does where the pooling's values are new, because the file has none; one that the file has is part of the frozen model, as a
-    linear probe wants. A resumed run has the parameters that its optimizer knows.
+    It does if the pooling's values are new because the file has none; a pooling from the file is part of the frozen model, as in
+    a linear probe. A resumed run trains the parameters that its optimizer has.
     """
     names = [name for name, _ in model.named_parameters() if name.startswith("attn_pool.")]
     maybe_new = config.train_layers == "head" and bool(names)
@@ -140,12 +142,13 @@ def _parameter_groups(config: Config, model: ImageTransformer, by_value: bool = 
 
 
 def _earlier_groups(config: Config, state: RunState, model: ImageTransformer) -> list[dict]:
-    """Those of an earlier version's checkpoint. Of what they depend on, a resumed run may change the learning rate alone."""
+    """Returns the groups of an earlier version's checkpoint. Of what they depend on, a resumed run may change only the learning
+    rate."""
     return _parameter_groups(config.replace(learning_rate=state.config["learning_rate"]), model, by_value=True)
 
 
 def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> Criterion:
-    """The loss: targets smoothed, weighed and mixed as the configuration says; the teacher's and the edits' parts."""
+    """Builds the loss: smoothing, class weights and mixing by the configuration, and the parts of the teacher and the edits."""
     mixer, teacher = None, None
     if config.mixup_alpha or config.cutmix_alpha:
         mixer = Mixer(len(data.splits.classes), config.train_batch_size, config.seed, mixup_alpha=config.mixup_alpha,
@@ -153,7 +156,7 @@ def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> C
                       switch_probability=config.mix_switch_probability, stop_at=config.num_steps - config.mix_off_steps)
     if config.distillation != "none":
         teacher = build_teacher(config, data, built, ranks)
-        built.model.distilling = True               # a model with a distillation head answers with both while it trains
+        built.model.distilling = True               # a model with a distillation head returns the logits of both in training
     supervision = build_attention_supervision(config, data, built.model, ranks) if config.attention_edits else None
     return SINGLE_LABEL.criterion(
         config.label_smoothing, _class_weights(config, data, ranks.device), mixer, config.distillation, teacher,
@@ -175,15 +178,14 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
     known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
     if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({first_names(opened.classes)}), the "
-                          f"data {len(splits.classes)} ({first_names(splits.classes)}). This is not "
-                          "the same task: give another teacher")
+                          f"data {len(splits.classes)} ({first_names(splits.classes)}): not the same task. Use another teacher")
     order = [list(opened.classes).index(name) for name in splits.classes] if known else range(len(splits.classes))
     channels = teacher.config.in_channels
     if channels not in (built.model.config.in_channels, 3):
-        raise ConfigError(f"--teacher {path}: it takes grey images, the student color ones. Train with --in_channels 1")
+        raise ConfigError(f"--teacher {path}: it takes gray images, the student color ones. Train with --in_channels 1")
     if ranks.is_main:
         taken = first_names(splits.classes)
-        unnamed = "" if opened.named else f"; it does not name its classes: they are taken to be {taken}"
+        unnamed = "" if opened.named else f"; it does not name its classes, which are taken to be {taken}"
         print(f"teacher: {path}, {opened.parameters:,} parameters, {teacher.config.num_heads} attention heads{unnamed}")
 
     @torch.no_grad()
@@ -203,27 +205,27 @@ def build_attention_supervision(config: Config, data: Data, model: ImageTransfor
     layers, folder = ", ".join(map(str, model.sigmoid_layers)), Path(config.attention_edits)
     if not any(parameter.requires_grad and decides_attention(model, name) for name, parameter in model.named_parameters()):
         raise ConfigError(f"--attention_edits: nothing that the attention of layer {layers} depends on is trained. Train more "
-                          "--train_layers, or --freeze less")
+                          "(--train_layers), or freeze less (--freeze)")
     if ranks.is_main:
         left = len(list(folder.rglob("*.json"))) - len(data.edits)
-        print(f"attention: edits of {len(data.edits)} of {len(data.splits.train)} training images teach layer {layers} of "
-              f"{model.attention_layers}, weight {config.attention_loss_weight:g}"
-              + (f"; {left} other files in {folder} do not: of held-out images ({len(data.held_out_edits)}), of no image of "
-                 "these data, or without an edited patch" if left else ""))
+        others = (f"; not used: {left} file{'s' * (left > 1)} in {folder}, of held-out images ({len(data.held_out_edits)}), of "
+                  "no image of these data, or without an edited patch") if left else ""
+        print(f"attention: edits of {len(data.edits)} of {len(data.splits.train)} training images supervise layer {layers} of "
+              f"{model.attention_layers}, weight {config.attention_loss_weight:g}{others}")
     return AttentionSupervision(config.attention_loss_weight, model.recording_patch_logits,
                                 lambda step: sum(sample.index in data.edits for sample in data.sampler.samples_of(step)))
 
 
 def decides_attention(model: ImageTransformer, name: str) -> bool:
-    """Whether the logits of the last layer with sigmoid attention depend on this parameter."""
+    """Returns whether the logits of the last layer with sigmoid attention depend on this parameter."""
     index, last = model.layer_index(name), max(model.sigmoid_layers)
-    if index == last == model.depth:                 # pooling by attention, which comes behind the last norm
+    if index == last == model.depth:                 # pooling by attention, after the last norm
         return name.startswith(("norm.", "attn_pool.latent", "attn_pool.q.", "attn_pool.kv."))
     return index < last or (index == last and any(part in name for part in (".norm1.", ".attn.q", ".attn.k.", ".attn.k_norm")))
 
 
 def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Module:
-    """The model as it is trained: in DistributedDataParallel on several ranks, and warmed up (compiled)."""
+    """Returns the model for training: wrapped in DistributedDataParallel on several ranks, and warmed up (compiled)."""
     model, precision = built.model, built.precision
     if config.exact:
         distributed.broadcast_weights(model, ranks)
@@ -232,7 +234,7 @@ def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Mod
         return wrapped
     began, images = time.monotonic(), micro_size if config.compile else 2
     if config.compile and ranks.is_main:
-        print(f"compiling for {images} images a micro-step: a minute or so, less where it was done before", flush=True)
+        print(f"compiling for {images} images a micro-step: about a minute, less if the cache has it", flush=True)
     inputs = torch.zeros(images, model.config.in_channels, *model.img_size, device=ranks.device, dtype=precision.weights)
     with (distributed.watch(ranks, lambda: f"compiling for {images} images a micro-step") if config.compile
           else contextlib.nullcontext()):
@@ -240,5 +242,5 @@ def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Mod
     if config.compile:
         if ranks.is_main:
             print(f"compiled in {time.monotonic() - began:.0f} s, for {images} images a micro-step", flush=True)
-        gc.collect()                       # some of what compiling leaves behind holds memory, and would stay for good
+        gc.collect()                       # what compiling leaves behind would keep memory forever
     return wrapped

@@ -3,13 +3,15 @@
     flags = parse(argv); check(flags); sources = choose(flags); ...; config = resolve(flags, facts, saved)
 """
 
-from .checks import scratch_warnings
+from .checks import check_packages, scratch_warnings
 from .flags import FLAGS, SIZES, Flag, before
-from .parser import OF_OTHERS, Parser, as_command, parse
+from .help import overview, parse_command
+from .parser import OF_OTHERS, Parser, add_flags_of_others, as_command, parse
 from .recipes import machine_of, why_this_model
 from .records import Config, Facts, Machine, Saved, Sources
 from .resolve import (
     check,
+    check_new_file,
     check_writable,
     choose,
     describe_length,

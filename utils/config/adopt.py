@@ -31,7 +31,8 @@ def adopt_file(values: Values, flags: dict, facts: Facts) -> None:
         if any(sizes.values()) and values["num_heads"] is None:
             raise ConfigError(f"--pretrained_dir {facts.start_path}: its sizes (width {sizes['hidden_size']}, "
                               f"{sizes['num_layers']} blocks) are those of no known model, and it does not say how many "
-                              "attention heads it has. Add --num_heads")
+                              f"attention heads it has. Most models have one for 64 columns of the width: add --num_heads "
+                              f"{max(1, sizes['hidden_size'] // 64)}, if that is so here")
         for key in ("img_size", "dropout_rate"):
             if values.sources[key] == MODEL:
                 values.put(MODEL, {key: MODELS[row["model_type"]][key]})

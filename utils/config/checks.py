@@ -4,7 +4,10 @@ A setting that depends on data which are not known yet is missing: a check that 
 everything is known.
 """
 
+import importlib.util
 from collections.abc import Callable
+
+from utils import launch
 
 from .flags import FLAGS, SETTINGS, SIZES
 from .records import FLAG, RECIPE, Config, Facts, Values
@@ -129,6 +132,12 @@ def check_head(values: Values, facts: Facts) -> None:
     other = "--resume_path output/NAME, or " if values["eval_only"] else ""
     raise ConfigError(f"{why}: the head of {facts.start_path} has {facts.start_head_classes or 0} classes, the data "
                       f"{facts.num_classes}: give {other}a --pretrained_dir with a head for these data")
+
+
+def check_packages(what: str, names: tuple[str, ...], requirements: str) -> None:
+    """Raises ConfigError, with the command to install it, for a package that this Python lacks. what: the flag that needs it."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{what} needs the package {missing[0]}. Install it: {launch.command_to_install(requirements)}")
 
 
 def scratch_warnings(config: Config, facts: Facts) -> list[str]:

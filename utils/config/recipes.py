@@ -136,7 +136,8 @@ def sets_by_data(recipe: str) -> set[str]:
 
 def _of_machine(machine: Machine | Facts | None) -> dict:
     """The row of MODEL_OF_MACHINE."""
-    rows = [row for row in MODEL_OF_MACHINE if machine and machine.device_type == row["device"]
+    # An Apple GPU, on which nothing was measured, takes the rows of CPUs.
+    rows = [row for row in MODEL_OF_MACHINE if machine and (machine.device_type == "cuda") == (row["device"] == "cuda")
             and machine.memory >= row["memory"] << 30 and machine.cores >= row["cores"]]
     return rows[0] if rows else MODEL_OF_MACHINE[-1]
 
@@ -157,7 +158,7 @@ def why_this_model(config: Config, facts: Facts) -> str:
     chosen = config.source("model_type") == DEFAULT and function_of(config.recipe) is photos and config.pretrained_dir == "auto"
     if not chosen or config.model_type != row["model"] or not facts.memory:
         return ""
-    place = "GPU" if facts.device_type == "cuda" else "processor"
+    place = {"cuda": "GPU", "mps": "Mac"}.get(facts.device_type, "processor")
     return (f"why this model: for a {place} with {facts.memory / 2**30:.0f} GiB a process, of those that are free to use: "
             f"{row['why']}. --model_type (MODEL_TYPE) takes another; MODEL_ZOO.md helps to choose")
 

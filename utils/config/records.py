@@ -39,7 +39,7 @@ class Sources:
 class Machine:
     """What each process has; of several the least."""
 
-    device_type: str = "cpu"                        # or "cuda"
+    device_type: str = "cpu"                        # or "cuda", or "mps"
     memory: int = 0                                 # bytes of the device, or of the machine, for this process; 0: not known
     cores: int = 0                                  # of the processor, for this process; 0: not known
 

@@ -69,14 +69,24 @@ def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> Non
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Raises ConfigError where the folder cannot be made, or not be written: it tries, and leaves nothing behind."""
-    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    """Raises ConfigError where the folder cannot be made or written. It tries, and leaves nothing behind."""
+    parents = [part for part in folder.parents if part != Path(".")]                     # as they were typed
+    there = next(part for part in (folder, *parents, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
         raise ConfigError(f"{flag} {folder}: {there} is a file, not a folder")
     try:
         os.rmdir(tempfile.mkdtemp(suffix=".tmp", dir=there))
     except OSError as error:
         raise ConfigError(f"{flag} {folder}: {there} cannot be written ({error.strerror}). Give another folder.") from error
+
+
+def check_new_file(flag: str, path: str | Path, new: str = "file") -> None:
+    """Raises ConfigError where no new file can be made at the path. Its folder may be missing: it is made when the file is."""
+    if os.path.lexists(path):
+        what = f"is a folder. Give the name of a new {new}" if os.path.isdir(path) and new == "file" else (
+            "exists, and is not overwritten. Remove it, or give another name")
+        raise ConfigError(f"{flag} {path} {what}")
+    check_writable(flag, Path(path).parent)
 
 
 def choose(flags: dict, saved_config: dict | None = None, machine: Machine | None = None) -> Sources:

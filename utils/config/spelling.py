@@ -1,10 +1,14 @@
 """What people type for a name of ours: flags of other programs, hyphens for underscores, and "Did you mean ...?"."""
 
 import collections
+import contextlib
 import difflib
+import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable
+from types import ModuleType
 
 from configs import MODELS, unbuilt
 from utils.files import where_looked
@@ -41,6 +45,7 @@ ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias i
 PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "resnet": "r", "float": "fp", "bfloat": "bf",
          "half": "fp 16", "gpu": "cuda", "fmnist": "fashion mnist", "imnet": "imagenet", "ilsvrc": "imagenet"}
 NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
+LISTS = (".csv", ".tsv")
 ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on a name is suggested
 MISSPELT = 0.95                       # of the letters of a name, in their order
 SHOWN = 3
@@ -81,39 +86,65 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
     return _ask(suggest(typed, known))
 
 
-def model_named(name: str | None, model_of: Callable[[str], str | None]) -> str | None:
-    """The row of configs.MODELS that a --model_type means, which may be a published file's. Raises ConfigError.
+def own_images(typed: str) -> str:
+    """What to type for a --dataset that is no data set, where a folder or a list of one's own has a name like it; else ''."""
+    if os.path.isfile(typed) and typed.lower().endswith(LISTS):
+        return (f" For the images of the list {typed}: DATASET=csv DATA_DIR={shlex.quote(os.path.dirname(typed) or '.')} "
+                "(--dataset csv --data_dir).")
+    folder = typed if os.path.isdir(typed) else next(filter(None, map(functools.partial(_folder_like, typed), (".", "data"))), "")
+    if not folder:
+        return ""
+    return f" For the images in {folder}: DATASET=folder DATA_DIR={shlex.quote(folder)} (--dataset folder --data_dir)."
 
-    model_of: of a published name; "" where its architecture is none of those here, None for what is no such name.
+
+def _folder_like(typed: str, parent: str) -> str:
+    """Return the folder in `parent`, not of Python files, whose name is most like what was typed; ''."""
+    with contextlib.suppress(OSError):
+        names = [entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith(".")]
+        for folder in (os.path.normpath(os.path.join(parent, name)) for name in suggest(typed, names)):
+            if not any(name.endswith(".py") for name in os.listdir(folder)):
+                return folder
+    return ""
+
+
+def model_named(name: str | None, hub: ModuleType) -> str | None:
+    """Return the row of configs.MODELS that a --model_type means, which may be the name of a published file. Raises ConfigError.
+
+    hub: the module models.checkpoints.hub, which knows the published names.
     """
-    row = name if name is None or name in MODELS else model_of(name)
+    row = name if name is None or name in MODELS else hub.model_of(name)
     if not row and name is not None and (what := unbuilt(name)):
         raise ConfigError(f"--model_type {name}: it has {what}, as no model here")
     if row == "":
         raise ConfigError(f"--model_type {name}: its architecture is none of those here (MODEL_ZOO.md says which are)")
     if row is None and name is not None:
-        raise ConfigError(unknown_model(name))
+        meant = hub.did_you_mean(name)
+        if hub.repository_of(name):
+            raise ConfigError(f"--model_type {name}: a repository that MODEL_ZOO.md does not list.{meant} To start from it, type "
+                              f"--pretrained_dir {name} (PRETRAINED_DIR) and omit --model_type")
+        raise ConfigError(unknown_model(name, meant))
     return row
 
 
-def name_model(flags: dict, model_of: Callable[[str], str | None]) -> dict:
-    """The flags with the row that --model_type means; a published file's starts from that unless they say otherwise. Raises
-    ConfigError."""
+def name_model(flags: dict, hub: ModuleType) -> dict:
+    """Return the flags with the row that --model_type means. The name of a published file also sets --pretrained_dir, unless
+    another flag sets where to start. Raises ConfigError.
+    """
     typed = flags.get("model_type")
-    row = model_named(typed, model_of)
+    row = model_named(typed, hub)
     if row == typed:
         return flags
     start = {} if "resume_path" in flags else {"pretrained_dir": typed}
     return start | flags | {"model_type": row}
 
 
-def unknown_model(name: str) -> str:
-    """The message for a --model_type that is no row of configs.MODELS."""
+def unknown_model(name: str, meant: str = "") -> str:
+    """Return the message for a --model_type that is no row of configs.MODELS. meant: ' Did you mean ...?' of published names."""
     similar = suggest(name, MODELS)
     side = re.search(r"[_-](\d{3})(?!\d)", name)                 # vit_base_patch16_384 is the model at 384 px
     if side and len(similar) == 1 and int(side[1]) != MODELS[similar[0]].img_size:
         similar = [f"{similar[0]} with --img_size {side[1]}"]
-    return f"--model_type {name}: no such model.{_ask(similar) or ' Choose one of ' + ', '.join(MODELS)}"
+    return f"--model_type {name}: no such model.{_ask(similar) or f'{meant} MODEL_ZOO.md lists the models'}"
 
 
 def _ask(names: Iterable[str]) -> str:
@@ -159,12 +190,20 @@ def _likeness(a: str, b: str) -> float:
     return max(ratio, 0.8) if len(short) > 2 and (long.startswith(short) or long.endswith(short)) else ratio
 
 
-def check_opened(flags: dict, model_of: Callable[[str], str | None], published_name: Callable[[str], str | None],
-                 names: Collection[str], flag: str) -> str | None:
-    """Of a program that opens a trained model, which `flag` names -> the row that its --model_type means. Raises ConfigError, as
-    model_named and check_published."""
+def check_opened(flags: dict, hub: ModuleType, published_name: Callable[[str], str | None],
+                 names: Collection[str], flag: str, require_weights: Callable[[str], None]) -> str | None:
+    """Return the row of configs.MODELS that --model_type means, for a program that opens the trained model named by `flag`.
+
+    require_weights(path) raises ValueError where there are no weights. Raises ConfigError, as model_named and check_published do.
+    """
     check_published(flags, published_name, names, flag)
-    return model_named(flags.get("model_type"), model_of)
+    what = flags.get(flag.lower())
+    if what is not None and os.path.exists(what):
+        try:
+            require_weights(what)
+        except ValueError as error:
+            raise ConfigError(f"{flag if flag.isupper() else f'--{flag}'}: {error}") from error
+    return model_named(flags.get("model_type"), hub)
 
 
 def check_published(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"

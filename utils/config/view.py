@@ -1,5 +1,6 @@
 """How a run sees its images, in words; and where that is not how its start weights saw theirs."""
 
+import os
 from collections.abc import Mapping
 
 from .records import FLAG, RECIPE, Config, Facts
@@ -63,8 +64,10 @@ def view_notes(config: Config, facts: Facts) -> list[str]:
         lines.append(f"warning: images of {_size(ours)} px have far fewer patches than those of {_size(theirs)} px that the "
                      f"weights were made with, and much of what they know is lost. Add --img_size {_size(theirs)} (IMG_SIZE)")
     if view.get("unknown_mean"):
+        described = os.path.isfile(os.path.join(os.path.dirname(str(facts.start_path)), "config.json"))
         lines.append(f"note: {facts.start_path} does not say by which mean and standard deviation its images were normalized: "
-                     f"those of {config.model_type} are taken. If a config.json belongs to it, give the folder of both")
+                     f"this run uses those of {config.model_type}. If they were others, add --mean and --std, or put its "
+                     f"{'preprocessor_config.json' if described else 'config.json'} into its folder")
     return lines
 
 

@@ -75,7 +75,7 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
 
     odd, examples, digests, bad = Counter(), {}, {}, {}
     with (contextlib.closing(_results(images, splits.reading, num_workers, report_lost)) as results,
-          tqdm(total=len(images), unit="image", desc="reading", dynamic_ncols=True, disable=None) as bar):
+          tqdm(total=len(images), unit="image", desc="reading", disable=None, **process.bar_size()) as bar):
         for result in results:
             bar.update()
             if result.why is None:
@@ -106,10 +106,11 @@ def _class_counts(named: dict[str, Dataset], classes: tuple[str, ...], bad: list
         without = [classes[label] for label in np.flatnonzero(of_class == 0)]
         few, many = (f"{of_class[label]:,} ({classes[label]})" for label in (of_class.argmin(), of_class.argmax()))
         range_of = f"from {few} to {many}" if of_class.min() < of_class.max() else f"{of_class.min():,}"
-        present = counted(len(classes) - len(without), "class", "classes")
-        yield (f"{name}: {counted(len(split), 'image')} of {present}, {range_of} per class; "
-               f"{sum(1 for one in bad if one[0] == name):,} cannot be read"
-               + (f"; no images of {abbreviate(without)}" if without else ""))
+        present, unreadable = counted(len(classes) - len(without), "class", "classes"), sum(1 for one in bad if one[0] == name)
+        # The notes of the data set name the classes that held-out splits lack.
+        yield (f"{name}: {counted(len(split), 'image')} of {present}, {range_of} per class"
+               + f"; {unreadable:,} cannot be read" * bool(unreadable)
+               + (f"; no images of {abbreviate(without)}" if without and name == "train" else ""))
 
 
 # ------------------------------------------------------------------------------------------------------- processes

@@ -1,4 +1,4 @@
-"""The table of data sets, each as it was published: to add one, name it in configs.DATASETS, and write a function with its row of
+"""The table of data sets, each as it was published. To add one, name it in configs.DATASETS, and add a function and its row in
 DATASETS here.
 
 Sources: CUB-200-2011 (Wah et al., Caltech CNS-TR-2011-001), Oxford 102 Flowers (Nilsback and Zisserman 2008), Oxford-IIIT Pets
@@ -7,6 +7,8 @@ or count in them is trusted.
 """
 
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from .csv_lists import csv_lists
 from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
-from .image_files import existing_images
+from .image_files import existing_images, shown
 from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Request
 from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
@@ -47,15 +49,15 @@ def digits(data_dir: str) -> Splits:
 
 
 def _find_folder(data_dir: str, name: str, *contents: str) -> Path | None:
-    """DATA_DIR/NAME or DATA_DIR itself, whichever holds all the contents; or None."""
+    """Return DATA_DIR/NAME or DATA_DIR, whichever holds all the contents; or None."""
     places = (Path(data_dir) / name, Path(data_dir))
     return next((place for place in places if all((place / content).exists() for content in contents)), None)
 
 
 def _find_or_download(kind: type, data_dir: str, name: str, contents: tuple[str, ...], files: str,
                       archives: tuple[str, ...]) -> Path:
-    """The folder of the contents; torchvision's data set `kind` is downloaded there if there is none. files: its packed ones, and
-    where they are from; archives: their names."""
+    """Return the folder of the contents; if there is none, torchvision's data set `kind` is downloaded there. files: the archives
+    and where they are published; archives: their names."""
     root = _find_folder(data_dir, name, *contents)
     if root is None:
         root = Path(data_dir) / name
@@ -92,7 +94,7 @@ def cub200(data_dir: str) -> Splits:
 
 
 def _numbered_lines(file: Path, of_numbers: bool) -> dict[int, str]:
-    """The lines 'number value' of a file, by number. of_numbers: the values are numbers too."""
+    """Read the lines 'number value' of a file, by number. of_numbers: the values are numbers too."""
     found = {}
     for number, line in text_lines(file):
         key, _, value = line.partition(" ")
@@ -111,7 +113,7 @@ def flowers102(data_dir: str) -> Splits:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise DataError("flowers102: its lists are MATLAB files, which takes scipy to read: pip install scipy") from error
+        raise DataError("flowers102: its lists are MATLAB files, which need scipy: pip install scipy") from error
     contents = ("jpg", "setid.mat", "imagelabels.mat")
     kind = torchvision_dataset("Flowers102")
     root = _find_or_download(kind, data_dir, "flowers-102", contents,
@@ -131,10 +133,10 @@ def flowers102(data_dir: str) -> Splits:
 def _numbers(loadmat: Callable, file: Path, variable: str) -> np.ndarray:
     """Read a variable of a MATLAB file: whole numbers from 1, as int64 (n,)."""
     if file.stat().st_size > MAX_MAT_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes are more than it should have: fetch it again")
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes, more than the published file has: fetch it again")
     try:
         values = np.asarray(loadmat(file, variable_names=[variable])[variable]).ravel()
-    except Exception as error:              # scipy lets many kinds out of a damaged file
+    except Exception as error:              # scipy raises many kinds for a damaged file
         raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
     if values.dtype.kind not in "iuf" or not len(values) or not (values == values.round()).all() or values.min() < 1:
         raise DataError(f"{file}: {variable} should hold whole numbers from 1; fetch it again")
@@ -166,7 +168,7 @@ def oxford_pets(data_dir: str) -> Splits:
 
 # --------------------------------------------------------------------------------------------------- the table
 
-# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes a user names, take a Request too.
+# configs.DATASETS has the same names. Those of OWN_CLASSES, whose classes the user names, also take a Request.
 OWN_CLASSES = ("imagenet", "folder", "csv")
 DATASETS: dict[str, Callable[..., Splits]] = {
     "digits": digits,
@@ -181,19 +183,32 @@ DATASETS: dict[str, Callable[..., Splits]] = {
     "folder": folder,
     "csv": csv_lists,
 }
+NAMED_BY_FOLDER = ("folder", "csv")
 PUBLISHED_FILES = ("imagenet", "cub200", "flowers102", "oxford_pets")
 
 
+def data_name(dataset: str, data_dir: str) -> str:
+    """Return the name of a published data set, or of the folder that holds images of the user's own."""
+    own = os.path.basename(os.path.abspath(data_dir)) if dataset in NAMED_BY_FOLDER else ""
+    return shown(own) or dataset
+
+
+def run_stem(dataset: str, data_dir: str) -> str:
+    """Return data_name in the letters that a run's name may have: the first run without a name is called so, the next ...-2."""
+    letters = unicodedata.normalize("NFKD", data_name(dataset, data_dir)).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", letters).strip("-.")[:60] or dataset
+
+
 def columns_of(settings: Mapping) -> dict:
-    """Those of a run's settings that say how a list is read, as open_splits and layouts.Request take them."""
+    """Return the settings of a run that say how a list is read, as open_splits and layouts.Request take them."""
     return {name: settings.get(name) for name in ("path_column", "label_column", "image_dir")}
 
 
 def own_splits(dataset: str, data_dir: str, request: Request = BY_DEFAULT, reading: Reading = FIND) -> Splits:
     """Open the data set's own splits: as published, or prepared from those (prepared.py). Raises DataError.
 
-    reading: how its files are read. Where EXIF is "auto", it is followed but in published sets, whose published results come from
-    readers (torchvision, timm) that do not follow it.
+    reading: how its files are read. EXIF "auto" follows it, except in published sets: their published results come from readers
+    (torchvision, timm) that do not.
     """
     own_classes = dataset in OWN_CLASSES
     if dataset != "digits" and prepared.is_prepared(data_dir):
@@ -216,15 +231,15 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     """Open the data set's own splits, or draw shares of them by `split_seed`, evenly over the strata (those of a task).
 
     test_fraction: this share of all images together becomes the test set. val_fraction: this share of the training images
-    becomes the validation set. Neither has an effect on what has no training images (need=layouts.HELD_OUT: to evaluate on).
-    columns: see columns_of. `reading` as in own_splits; what was found is the result's `reading`, and its `notes` tell about
-    it. Raises DataError if the data are missing or do not fit together.
+    becomes the validation set. Neither has an effect on data without training images (need=layouts.HELD_OUT: to evaluate on).
+    columns: see columns_of. `reading` as in own_splits; the result has the `reading` that was found, and `notes` about it.
+    Raises DataError if the data are missing or do not fit together.
     """
     splits = own_splits(dataset, data_dir, Request(rule, val_fraction, test_fraction, need, **columns), reading)
     location = _location(dataset, data_dir)
     if not len(splits.train) and need == HELD_OUT:
         check(splits, location, trains=False)
-        drawn = ["all images are evaluated, since a fraction is drawn from train, which is not there"]
+        drawn = ["all images are evaluated: there is no train to draw a fraction from"]
         return splits.replace(*drawn * bool(val_fraction or test_fraction), *without_images(splits, need))
     unclear = {}
     if (test_fraction or val_fraction) and dataset in OWN_CLASSES and rule.order is not None:       # None: a run from before
@@ -243,14 +258,14 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
 
 
 def splits_of(settings: Mapping, **others) -> Splits:
-    """open_splits by the settings of a run; `others` are arguments of it in their place."""
+    """Call open_splits with the settings of a run; `others` are arguments that replace them."""
     named = {name: settings[name] for name in ("dataset", "data_dir", "val_fraction", "test_fraction", "split_seed")}
     return open_splits(**{**named, "rule": ClassRule(settings["class_order"]), "reading": Reading.of(settings),
                           **columns_of(settings), **others})
 
 
 def without_images(splits: Splits, need: str) -> Iterator[str]:
-    """A line for each held-out split that lacks images of some classes."""
+    """Yield a warning for each held-out split that lacks images of some classes."""
     for name, split in splits.held_out.items():
         missing = np.flatnonzero(np.bincount(split.targets, minlength=len(splits.classes)) == 0)
         if len(missing) and (need == TRAIN or split is splits.test):
@@ -259,7 +274,7 @@ def without_images(splits: Splits, need: str) -> Iterator[str]:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet's 1000 classes (ILSVRC 2012) as torchvision spells them, in the order of published heads.
+    """Return the names of ImageNet's 1000 classes (ILSVRC 2012) as torchvision spells them, in the order of published heads.
 
     A few occur twice, such as "crane", the bird and the machine.
     """

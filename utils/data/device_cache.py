@@ -227,6 +227,7 @@ def cache_on_device(split: Dataset, transform: v2.Compose, device: torch.device,
         return "the images are not in memory"
     if not _are_alike(arrays):
         return "the images are of several kinds"
+    device = torch.device("cpu") if device.type == "mps" else device         # an Apple GPU uses the machine's memory anyway
     found = geometry(transform, arrays[0].images.shape[1:3], arrays[0].images.ndim == 3)
     if isinstance(found, str):
         return found

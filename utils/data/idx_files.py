@@ -110,8 +110,8 @@ def _from_tables(place: Path, classes: tuple[str, ...], can_flip: bool) -> Split
         else:
             notes.append(f"{file} has no labels and is not used")
     val = arrays.get("val", arrays.get("test", ArrayImages(np.empty((0, SIDE, SIDE), np.uint8), [])))
-    return Splits(arrays["train"], val, arrays.get("test", val), "val" if {"val", "test"} <= arrays.keys() else "test", classes,
-                  can_flip, notes=tuple(notes))
+    return Splits(arrays["train"], val, arrays.get("test", val), "val" if "val" in arrays else "test", classes, can_flip,
+                  notes=tuple(notes))
 
 
 def read_pixels(file: Path) -> tuple[np.ndarray, np.ndarray | None]:

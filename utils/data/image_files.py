@@ -171,7 +171,7 @@ def splits_in_files(images: Mapping[str, FileImages], root: str | Path, classes:
     """Return the Splits of the parts "train", "val" and "test" that exist. Without "val", "test" chooses the best checkpoint."""
     none = FileImages([], root)
     val = images.get("val", images.get("test", none))
-    val_name = "val" if "val" in images and ("test" in images or "train" not in images) else "test"
+    val_name = "val" if "val" in images else "test"
     return Splits(images.get("train", none), val, images.get("test", val), val_name, tuple(classes), notes=tuple(notes))
 
 

@@ -217,8 +217,9 @@ def stream_loader(batches: Iterable[Sequence], *, transform: Transform, split: D
 def default_workers(dataset: str, local_world_size: int, device_type: str = "cpu") -> int:
     """Return the number of workers of this process. With a GPU that is all its cores but one, up to 16: a GPU processes thousands
     of images per second, a core decodes hundreds. On a CPU it is a quarter of the cores, 1 to 4, which load while the others
-    train. It is 0 on a single core, and for digits, which need no decoding."""
-    if dataset == "digits":
+    train. It is 0 on a single core, for digits, which need no decoding, and with an Apple GPU: a process that uses one should not
+    fork."""
+    if dataset == "digits" or device_type == "mps":
         return 0
     own = core_count() // local_world_size
     return max(0, min(16, own - 1) if device_type == "cuda" else min(4, max(1, own // 4), own - 1))

@@ -192,7 +192,7 @@ def _results(pool: ProcessPoolExecutor, what: str, function: Callable, tasks: li
     from tqdm import tqdm
 
     yield from tqdm(pool.map(function, *zip(*tasks)), total=len(tasks), unit_scale=CHUNK, unit="image", desc=what,
-                    dynamic_ncols=True, disable=None)
+                    disable=None, **process.bar_size())
 
 
 def _init_process(*work) -> None:

@@ -1,7 +1,7 @@
 """The splits of a data set: images in memory, subsets and concatenations of others, and held-out shares.
 
-A held-out share is drawn class by class and is a function of the split's seed and the
-images alone, so that runs with other training seeds, on any number of processes, hold out the same images.
+A held-out share is drawn class by class and depends only on the split's seed and the images, so that runs with other training
+seeds, on any number of processes, hold out the same images.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from utils.randomness import derive_seed
 
 from .reading import AS_STORED, Reading
 
-Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> what a share of them keeps the proportions of
+Strata = Callable[[np.ndarray], np.ndarray]         # targets of all images -> labels whose proportions a share keeps
 
 SKIPPED = 0.01               # the default of --max_bad_images
 FINGERPRINT_NAMES = 1000
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged or do not fit; the message is one line that starts with the file or folder."""
+    """Raised for data that are missing, damaged or do not fit; the message is one line that starts with the file or folder."""
 
     exit_code = 2
 
 
 class ImageError(DataError):
-    """One image that cannot be read. Only the process that reads it gets this; every other DataError all processes share."""
+    """Raised for an image that cannot be read, only in the process that reads it; all processes raise any other DataError."""
 
     def __init__(self, plain: str, advice: str = ""):
         super().__init__(f"{plain}; {advice}" if advice else plain)
@@ -39,7 +39,7 @@ class ImageError(DataError):
 
 
 def flags_to_skip(bad: int, images: int) -> str:
-    """With which a run takes others in the place of `bad` unreadable ones of its training images."""
+    """Return the flags with which a run replaces `bad` unreadable training images by others."""
     thousandths = -(-1000 * bad // images)
     thousandths += thousandths / 1000 * images < bad                # as the run compares them
     return "--bad_images skip" + f" --max_bad_images {thousandths / 1000:g}" * (bad > SKIPPED * images)
@@ -54,30 +54,37 @@ class Splits:
     height, width). split.name(index): a relative path with slashes, unique in the data set whatever split the image is
     drawn into; split.content(index): the stored bytes.
 
-    `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object.
+    `val` chooses the best checkpoint; `test` only reports. Where a data set has no third split they are the same object, and
+    `val_name` is what the data call it.
     """
 
     train: Dataset
     val: Dataset
     test: Dataset                   # empty where only a drawn share (draw_test) can be one
-    val_name: str                   # what the figures of `val` are called: "test" where it is the test set
+    val_name: str                   # "val" or "test": what the data, and so the log, call `val`
     classes: tuple[str, ...]        # names, by label
     can_flip: bool = True           # whether a mirrored image keeps its label
     prepared: int = 0               # shorter side in pixels to which larger images were reduced (prepared.py); 0: not prepared
     reading: Reading = AS_STORED    # how its image files are read
     notes: tuple[str, ...] = ()     # to print when a run starts: what was taken as what; a fault begins with "warning: "
+    val_is_drawn: bool = False      # `val` is a share of the training images
+
+    @property
+    def val_is_test(self) -> bool:
+        """Whether the data set's only held-out images, whatever it calls them, both choose and report."""
+        return self.val is self.test and not self.val_is_drawn
 
     @property
     def held_out(self) -> dict[str, Dataset]:
-        """By name; one where val and test are."""
+        """Return the held-out splits by name; one if val and test are the same."""
         return {self.val_name: self.val} if self.val is self.test else {self.val_name: self.val, "test": self.test}
 
     def replace(self, *notes: str, **values: object) -> "Splits":
-        """A copy with other values, and with more notes."""
+        """Return a copy with other values and more notes."""
         return dataclasses.replace(self, **values, notes=(*self.notes, *notes))
 
     def changed(self, change: Callable[[Dataset], Dataset]) -> "Splits":
-        """A copy whose splits are change(split), called once for each: what was one object stays one."""
+        """Return a copy whose splits are change(split), called once for each: splits that were one object stay one."""
         made = {id(split): split for split in (self.train, self.val, self.test)}
         made = {key: change(split) for key, split in made.items()}
         return self.replace(train=made[id(self.train)], val=made[id(self.val)], test=made[id(self.test)])
@@ -106,7 +113,7 @@ class ArrayImages(Dataset):
 
 
 class View(Dataset):
-    """Images of other splits; `_locate(index)` -> (the split that holds an image, its index there)."""
+    """Images of other splits; `_locate(index)` -> (the split of an image, its index there)."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -179,26 +186,29 @@ def by_class(targets: np.ndarray) -> np.ndarray:
 def hold_out(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
     """Make a share of the training images `val`; `test` stays or, where there is none, is that share too.
 
-    Raises DataError if there is a validation split already.
+    Raises DataError if there already is a validation split next to a test set.
     """
     if splits.val is not splits.test:
-        raise DataError(f"--val_fraction: the data set has a validation split of its own ({len(splits.val)} images). Omit "
-                        "--val_fraction")
+        raise DataError(f"--val_fraction: the data set already has a validation split ({len(splits.val)} "
+                        f"image{'s' * (len(splits.val) != 1)}). Omit --val_fraction")
     train, val = _divide(splits.train, fraction, seed, "val", strata)
-    return splits.replace(train=train, val=val, test=splits.test if len(splits.test) else val, val_name="val")
+    test = splits.test if len(splits.test) else val
+    images = f"{len(test):,} image{'s' * (len(test) != 1)}"
+    notes = [f"test: the {images} of val, since --val_fraction draws another val from train"] if splits.val_name == "val" else []
+    return splits.replace(*notes * (test is not val), train=train, val=val, test=test, val_name="val", val_is_drawn=True)
 
 
 def draw_test(splits: Splits, fraction: float, seed: int, strata: Strata = by_class) -> Splits:
     """Pool all images and draw a share of them as the test set, as papers on data sets without a usual split do."""
     train, test = _divide(Concat([splits.train, *splits.held_out.values()]), fraction, seed, "test", strata)
-    return splits.replace(train=train, val=test, test=test, val_name="test")
+    return splits.replace(train=train, val=test, test=test, val_name="test", val_is_drawn=False)
 
 
 def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: Strata) -> tuple[Subset, Subset]:
     """-> (the remaining images, the share)"""
     chosen = stratified_share(strata(split.targets), fraction, seed, purpose)
     if not len(chosen):
-        raise DataError(f"--{purpose}_fraction {fraction}: no class has two images, so that none can be taken from training")
+        raise DataError(f"--{purpose}_fraction {fraction}: no class has two images, so none can be held out")
     return Subset(split, np.setdiff1d(np.arange(len(split)), chosen)), Subset(split, chosen)
 
 
@@ -208,15 +218,15 @@ def _divide(split: Dataset, fraction: float, seed: int, purpose: str, strata: St
 def check(splits: Splits, location: str, trains: bool = True, kept: bool = False) -> None:
     """Raise DataError unless every label has a class and every class has training images.
 
-    trains: something is learned of them, of more than one class. kept: the classes are those of a checkpoint.
+    trains: a model is trained on them, for more than one class. kept: the classes are those of a checkpoint.
     """
     count = len(splits.classes)
     if len(set(splits.classes)) != count:
         twice = sorted(name for name in set(splits.classes) if splits.classes.count(name) > 1)
         raise DataError(f"{location}: two classes are called {abbreviate(twice)}")
     if trains and count == 1 and not kept:
-        raise DataError(f"{location}: there is one class alone, {splits.classes[0]}, so that there is nothing to learn. Give "
-                        "images of a second class, or the folder that holds the class folders")
+        raise DataError(f"{location}: there is only one class, {splits.classes[0]}, so there is nothing to learn. Add images "
+                        "of a second class, or give the folder that holds the class folders")
     for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if not len(split) and (trains or name != "train"):
             raise DataError(f"{location}: no images in {name}")
@@ -243,6 +253,6 @@ def fingerprint(split: Dataset) -> str:
 
 
 def abbreviate(names: Iterable[str]) -> str:
-    """The first five by name, and how many more."""
+    """Return the first five names in alphabetical order, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -174,7 +174,7 @@ def wait_for(event: torch.cuda.Event) -> None:
 def to_host(tensor: Tensor) -> Tensor:
     """Returns a copy on the CPU of what all ranks have computed, after `wait_for`; a CPU tensor is returned unchanged."""
     if not tensor.is_cuda:
-        return tensor
+        return tensor.cpu()
     done = torch.cuda.Event()
     done.record()
     wait_for(done)                      # before the copy, which would wait inside CUDA

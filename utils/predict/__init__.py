@@ -1,1 +1,1 @@
-"""Labels for images: which images, in what order; the processes that compute; the rows that are written."""
+"""Labels for images: the sources of the images, the processes that predict, and the rows that are written."""

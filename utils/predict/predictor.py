@@ -1,7 +1,7 @@
-"""From images to labels: what every process does with the batches that it gets, and `predict` of a loaded model.
+"""From images to labels: what each process does with its batches, and `predict` of a loaded model.
 
-Images are read, resized, cropped and normalized as evaluation does it, by its own parts, and every batch is computed at one
-shape: what comes out does not depend on what else is in a batch.
+Images are read, resized, cropped and normalized by the code of evaluation, and every batch is computed at one shape, so that the
+result for an image does not depend on the other images of its batch.
 """
 
 import contextlib
@@ -31,23 +31,23 @@ from utils.training.precision import FP32, Precision, apply_matmul_precision, ch
 from utils.training.task import SINGLE_LABEL
 
 KINDS = str, os.PathLike, Image.Image
-PYTHON_BATCH = 64              # images at a time that model.predict computes
+PYTHON_BATCH = 64              # images of a batch of model.predict
 SMALLER_BATCH = "lower --batch_size"
 
 
 class Answers(NamedTuple):
-    """Of a batch: arrays with a row for each image that can be read, the likeliest classes first."""
+    """The answers for a batch: arrays with a row for each image that can be read, and columns from the likeliest class on."""
 
     labels: np.ndarray                      # (n, k) int64
     probabilities: np.ndarray               # (n, k) float32
-    losses: np.ndarray                      # (n,) float32; of images without a true class 0
-    bad: tuple[tuple[int, str], ...] = ()   # (position in the batch, why) of those that cannot be read
+    losses: np.ndarray                      # (n,) float32; 0 for images without a true class
+    bad: tuple[tuple[int, str], ...] = ()   # (position in the batch, reason) of images that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of one image. `top` has (label, probability) of the likeliest classes; `label` and `probability` are the first of them, or
-    None where the image cannot be read, and `error` says why."""
+    """The prediction for one image. `top` has (label, probability) of the likeliest classes; `label` and `probability` are the
+    first of them. They are None where an image of a list cannot be read, and `error` is the reason."""
 
     label: str | None
     probability: float | None
@@ -57,7 +57,7 @@ class Prediction:
 
 @torch.inference_mode()
 def answer(model: nn.Module, batch: Batch, precision: Precision, flipped: bool, top_k: int, size: int) -> Answers:
-    """Computed in a batch of `size` images, as many as it is."""
+    """Return the answers for a batch, computed at the shape of `size` images however many there are."""
     bad = tuple((position, why) for position, why in batch.bad)
     if not len(batch.images):
         return Answers(np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32), np.empty(0, np.float32), bad)
@@ -72,9 +72,9 @@ def answer(model: nn.Module, batch: Batch, precision: Precision, flipped: bool, 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one of `processes` processes does: work(batches, number of the process) -> Answers of each, in order.
+    """The work of one of `processes` processes: work(batches, number of the process) -> the Answers of each batch, in order.
 
-    A batch is a list of sources.Item or, of a split, of indices, at most `size`. precision, fp16_opt_level, device: as the flags.
+    A batch is a list of at most `size` sources.Item, or indices of `split`. precision, fp16_opt_level, device: as the flags.
     dataset: the name that decides how many processes load the images.
     """
 
@@ -121,17 +121,17 @@ class Work:
         with contextlib.closing(stream_loader(batches, transform=self.transform, split=self.split, reading=self.reading,
                                               **loading)) as loader:
             for batch in prefetch(loader, device):
-                if self.split is None:              # the path is in the row already
+                if self.split is None:              # the row has the path
                     batch = batch._replace(bad=[(position, why.removeprefix(f"{shown(batch.keys[position])}: "))
                                                 for position, why in batch.bad])
                 yield answer(model, batch, precision, self.flipped, self.top_k, self.size)
 
 
 def loading_processes(dataset: str, processes: int, device: torch.device) -> int:
-    """Of one of `processes` processes. More than beside a training: of a small model reading is most of the work, and with a
-    large one they mostly wait. At least one, so that a file that hangs its reader is noticed; none for digits, which are in
-    memory."""
-    if dataset == "digits":
+    """Return how many loader processes each of `processes` processes has. They are more than in training: for a small model
+    reading is most of the work, and with a large one they mostly wait. At least one, so that a file that blocks its reader is
+    noticed; none for the digits, which are in memory."""
+    if dataset == "digits" or device.type == "mps":            # as default_workers
         return 0
     return max(1, default_workers(dataset, processes, device.type) if device.type == "cuda" else
                min(4, core_count() // processes))
@@ -142,7 +142,7 @@ def loading_processes(dataset: str, processes: int, device: torch.device) -> int
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """`predict` of a loaded model: predictor(model, images, top_k). The numbers are those of predict.py, in float32."""
+    """`predict` of a loaded model: predictor(model, images, top_k). The results are those of predict.py in float32."""
 
     classes: tuple[str, ...]
     transform: Callable
@@ -150,16 +150,19 @@ class Predictor:
     flipped: bool
 
     def __call__(self, model: nn.Module, images: object, top_k: int = 1) -> Prediction | list[Prediction]:
-        """images: a path or a PIL image -> its Prediction, ImageError if it cannot be read; or a list of them -> a list. Raises
-        TypeError for anything else."""
-        alone = isinstance(images, KINDS)
-        many = [images] if alone else list(images) if isinstance(images, Iterable) else [images]
+        """Return the Prediction for an image, a path or a PIL image, or a list of Predictions for several.
+
+        A single image that cannot be read raises ImageError, a ValueError. In a list its entry has `label` None and the reason in
+        `error`, so that the other images are labelled. Raises TypeError for anything else.
+        """
+        is_single = isinstance(images, KINDS)
+        many = [images] if is_single else list(images) if isinstance(images, Iterable) else [images]
         if isinstance(images, bytes) or not all(isinstance(image, KINDS) for image in many):
             other = next((image for image in many if not isinstance(image, KINDS)), images)
             raise TypeError(f"predict takes a path, a PIL image, or a list of them, not {type(images).__name__}"
                             + f" of {type(other).__name__}" * (other is not images))
         if not 1 <= top_k <= len(self.classes):
-            raise DataError(f"top_k={top_k}: the model has {len(self.classes)} classes")
+            raise DataError(f"top_k must be from 1 to {len(self.classes)}, the model's number of classes, got {top_k}")
         reading = found_reading(self.reading, [os.fspath(path) for path in map(_file_of, many) if path])
         predictions, was_training = [], model.training
         model.eval()
@@ -167,22 +170,22 @@ class Predictor:
             with _exact_products():
                 for start in range(0, len(many), PYTHON_BATCH):
                     predictions += self._predict(model, many[start:start + PYTHON_BATCH], reading, top_k,
-                                                 min(PYTHON_BATCH, len(many)), alone)
+                                                 min(PYTHON_BATCH, len(many)), is_single)
         finally:
             model.train(was_training)
-        return predictions[0] if alone else predictions
+        return predictions[0] if is_single else predictions
 
-    def _predict(self, model: nn.Module, images: list, reading: Reading, top_k: int, size: int, alone: bool) -> list[Prediction]:
+    def _predict(self, model: nn.Module, images: list, reading: Reading, top_k: int, size: int, raises: bool) -> list[Prediction]:
         tensors, bad = [], {}
         for position, image in enumerate(images):
             try:
                 tensors.append(self.transform(read(image, reading)))
             except ImageError as error:
-                if alone:
+                if raises:
                     raise
                 bad[position] = error.plain
         pixels = torch.stack(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
-        kind = next(model.parameters()).dtype            # of a model that the program has converted
+        kind = next(model.parameters()).dtype            # the caller may have converted the model
         precision = FP32 if kind == torch.float32 else Precision("as the model", kind, kind)
         answers = answer(model, Batch(pixels, torch.full((len(tensors),), UNKNOWN), ()), precision, self.flipped, top_k, size)
         tops = iter([tuple((self.classes[label], round(float(probability), 6)) for label, probability in zip(*row))
@@ -192,17 +195,17 @@ class Predictor:
 
 
 def found_reading(wish: Reading, paths: Sequence[str]) -> Reading:
-    """How files are read for a model that no run has trained: what is "auto" is found from these."""
+    """Return how files are read for a model that is not one of our runs: what is "auto" is found from these files."""
     return loose_files([(path, 0) for path in paths], ".", wish).reading
 
 
 def read(image: str | os.PathLike | Image.Image, reading: Reading) -> Image.Image:
-    """A path, or an image: one that Image.open has only opened is read as its file. Raises ImageError."""
+    """Read a path or an image. An image that Image.open has opened and not decoded is read from its file. Raises ImageError."""
     if path := _file_of(image):
         return image_source(os.fspath(path), reading)
     try:
         return to_rgb(image, reading)
-    except Exception as error:                  # of a damaged file Pillow lets out many kinds
+    except Exception as error:                  # Pillow raises many kinds for a damaged file
         raise ImageError(f"an image of mode {image.mode} cannot be read ({error})") from error
 
 
@@ -210,13 +213,13 @@ def _file_of(image: str | os.PathLike | Image.Image) -> str | os.PathLike | None
     if isinstance(image, (str, os.PathLike)):
         return image
     name = getattr(image, "filename", "")
-    opened = getattr(image, "fp", None) is not None and image.tell() == 0         # a file is read as its first frame
+    opened = getattr(image, "fp", None) is not None and image.tell() == 0         # a later frame is not the file
     return Path(name) if name and opened and os.path.isfile(name) else None
 
 
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
-    """Products of float32 numbers are not rounded meanwhile, whatever the program does otherwise."""
+    """Compute products of float32 numbers without rounding in the block, whatever the program sets."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     apply_matmul_precision(FP32)
     try:

@@ -1,4 +1,4 @@
-"""What a prediction looks like as a row, and the file or pipe that the rows go to: whole rows, whatever happens meanwhile."""
+"""Predictions as rows of text, and the file or pipe that they are written to: only complete rows, even if writing fails."""
 
 import contextlib
 import errno
@@ -15,14 +15,14 @@ from utils.process import printable
 
 from .predictor import Answers
 
-DIGITS = 6                      # behind the point, of probabilities and losses
-PIECE = 4096                    # bytes that a pipe takes whole or not at all (PIPE_BUF on Linux)
+DIGITS = 6                      # decimals of probabilities and losses
+PIECE = 4096                    # bytes that a pipe accepts completely or not at all (PIPE_BUF on Linux)
 
 Row = list[str | float | None]
 
 
 class Table:
-    """The rows of all images under their columns, as text in a format.
+    """Turns predictions into rows, and rows into text.
 
     truth: whether the true classes are known; then there are columns for them and for the loss.
     """
@@ -34,7 +34,7 @@ class Table:
         self.columns = ["path", *label, "probability", *tops, *["loss"] * truth, "error"]
 
     def rows(self, names: Sequence[str], answers: Answers, true: Sequence[int] = ()) -> Iterator[Row]:
-        """true: the labels of all, where they are known."""
+        """Yield a row for each image. true: the labels of all images, where they are known."""
         reasons, readable = dict(answers.bad), 0
         for position, name in enumerate(names):
             row: Row = [name, self.classes[true[position]]] if self.truth else [name]
@@ -50,7 +50,7 @@ class Table:
             yield row
 
     def texts(self, rows: Iterable[Row], kind: str, first: bool) -> list[str]:
-        """A text for each row, and one for the header. `first`: nothing is written yet. JSON ends with `end`."""
+        """Return a text for each row, after one for the header if these are the first rows. JSON ends with `end`."""
         if kind == "csv":
             cells = [[f"{cell:.{DIGITS}f}" if isinstance(cell, float) else "" if cell is None else cell for cell in row]
                      for row in rows]
@@ -66,7 +66,7 @@ class Table:
 
 
 class Unfinished(ValueError):
-    """An error after which whole rows are left."""
+    """Raised after an error that leaves complete rows in the output."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -74,9 +74,9 @@ class Unfinished(ValueError):
 
 
 class Output:
-    """Standard output, a device or pipe, or a new file, which has its name when it is whole: until then it is FILE.partial.
+    """Standard output, a device or pipe, or a new file, which is called FILE.partial until it is complete.
 
-    `closed` after the reader of a pipe has gone. Raises OSError, with the name, for a full disk: half a row is taken back; and
+    `closed`: the reader of a pipe has gone. Raises OSError, with the name, for a full disk, after half a row is removed, and
     InUseError where another process is writing the file.
     """
 
@@ -99,19 +99,19 @@ class Output:
             os.ftruncate(self._descriptor, 0)
 
     def _lock(self) -> None:
-        """Until the end of this process, or until the file has its name."""
+        """Lock the file until the end of this process, or until it has its name."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             free = not isinstance(error, REFUSED)           # a file system without locks
-        else:                                               # it may have got its name since it was opened here
+        else:                                               # another process may have renamed it since it was opened
             free = self.partial.exists() and os.path.samestat(os.fstat(self._descriptor), os.stat(self.partial))
         if not free:
             os.close(self._descriptor)
             raise InUseError(f"{self.partial} is in use: another process writes {self.name}. Wait for it, or give another name")
 
     def write(self, rows: Iterable[str]) -> None:
-        """As many at a time as fit into a PIECE; a longer one alone."""
+        """Write as many rows at a time as fit into a PIECE; a longer row by itself."""
         piece = b""
         for row in rows:
             content = encoded(printable(row) if self._shown else row)
@@ -138,7 +138,7 @@ class Output:
                 raise
 
     def finish(self) -> None:
-        """All is written: on the disk, and under its name. Raises OSError where something else has got the name meanwhile."""
+        """Flush the file to the disk and give it its name. Raises OSError where something else has that name now."""
         if self.partial is not None:
             with naming(self.name):
                 os.fsync(self._descriptor)
@@ -146,14 +146,15 @@ class Output:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
                 os.rename(self.partial, self.file)
                 fsync_path(self.file.parent)
-                os.close(self._descriptor)                  # the lock ends
+                os.close(self._descriptor)                  # releases the lock
 
     def leave(self) -> str:
-        """After an error: where the rows so far are. Without a row, neither the file is left nor the folders made for it."""
+        """After an error: return where the rows so far are. Without any, remove the file and the folders that were made for
+        it."""
         if self.partial is None:
             return ""
         if os.fstat(self._descriptor).st_size:
-            return f"the rows so far are in {self.partial}, each of them whole"
+            return f"the rows so far are in {self.partial}, and each is complete"
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)
             for folder in self._made:

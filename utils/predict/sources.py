@@ -1,7 +1,7 @@
-"""Which images are to be labelled, in order: files, folders, lists, csv, standard input.
+"""The images to label, in order, from files, folders, lists, csv and standard input.
 
-All of it is read as it is needed: a million paths take no more memory than a thousand, but for a single folder that holds so
-many, whose names have to be sorted.
+Sources are read as images are needed: a million paths take no more memory than a thousand, except in a single folder, whose names
+have to be sorted.
 """
 
 import codecs
@@ -25,23 +25,23 @@ from utils.data.splits import DataError
 from utils.files import no_folder, plain_cell, where_looked
 
 STANDARD_INPUT, LIST_ENDING = "-", ".txt"
-HEAD_BYTES = 1 << 20            # of a csv: by them the columns are found
-PAUSE_S = 0.05                  # without a line on standard input
+HEAD_BYTES = 1 << 20            # of a csv, in which the columns are found
+PAUSE_S = 0.05                  # seconds without a line on standard input
 
 
 class Item(NamedTuple):
-    """An image: as it is named, and the file that is meant."""
+    """An image: its name in the output, and its file."""
 
     name: str
     path: str
 
 
 class Batches:
-    """Iterates over batches of at most `size` keys, which count as answered by answered().
+    """Iterates over batches of at most `size` keys. answered(batch) marks one as answered.
 
-    None among the keys means that no more are there for now: then fewer come, and, as long as some wait for their answers,
-    batches without a key, because loaders hand out what they have when they get the next batch. After an error of the source
-    the keys before it come, and `error` has it.
+    None among the keys means that no key is available now: then a smaller batch follows, and empty batches as long as some keys
+    wait for their answers, because loaders return a batch when they get the next one. After an error of the source the keys
+    before it follow, and `error` is that error.
     """
 
     def __init__(self, keys: Iterable, size: int):
@@ -77,7 +77,7 @@ class Batches:
 
 
 def first_of(keys: Iterator[Item | None], count: int, pauses: bool) -> tuple[list[Item], bool]:
-    """-> (the first `count`, or with `pauses` those before the first pause; whether these are all)"""
+    """Return (the first `count` keys, or with `pauses` those before the first pause; whether these are all)."""
     first = []
     for key in keys:
         if key is not None:
@@ -89,9 +89,9 @@ def first_of(keys: Iterator[Item | None], count: int, pauses: bool) -> tuple[lis
 
 def open_sources(inputs: Iterable[str], path_column: str | None = None,
                  image_dir: str | None = None) -> Iterator[Item | None]:
-    """The images of all inputs, one input after the other; None where standard input has no more for now.
+    """Return the images of all inputs, one input after the other; None where standard input has no line now.
 
-    Raises DataError, at once for all that can be known at once.
+    Raises DataError, where possible before the first image is read.
     """
     return itertools.chain.from_iterable([_open_source(given, path_column, image_dir) for given in inputs])
 
@@ -99,7 +99,7 @@ def open_sources(inputs: Iterable[str], path_column: str | None = None,
 def _open_source(given: str, path_column: str | None, image_dir: str | None) -> Iterable[Item]:
     if given == STANDARD_INPUT:
         if sys.stdin is None:
-            raise DataError("-: standard input is closed")
+            raise DataError("INPUT -: standard input is closed")
         return _listed(_lines(sys.stdin.buffer), "standard input")
     if os.path.isdir(given):
         if next(pictures_below(given), None) is None:
@@ -117,8 +117,8 @@ def _open_source(given: str, path_column: str | None, image_dir: str | None) -> 
 
 
 def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
-    """The image files at any depth in the order of their paths, without hidden ones. Each folder is visited once, however many
-    links lead to it, and none that encloses the first one. Raises DataError."""
+    """Yield the image files at any depth in the order of their paths, without hidden ones. Each folder is visited once, however
+    many links lead to it, and the folders around `top` never. Raises DataError."""
     real, is_first = os.path.realpath(top), seen is None
     seen = set(map(str, Path(real).parents)) if is_first else seen
     if real in seen:
@@ -129,7 +129,7 @@ def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
     except DataError:
         if is_first:
             raise
-        yield top                   # its row will say why it cannot be read
+        yield top                   # its row gives the reason
         return
     for name, is_folder in sorted((entry.name, entry.is_dir()) for entry in found):
         path = os.path.join(top, name)
@@ -140,10 +140,10 @@ def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """As they come; None where none comes for PAUSE_S."""
+    """Yield the lines as they come; None where none comes for PAUSE_S."""
     try:
         descriptor = stream.fileno()
-    except OSError:                             # it is in memory
+    except OSError:                             # a stream in memory
         yield from stream
         return
     rest = b""
@@ -160,7 +160,7 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
 
 
 def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Iterator[Item | None]:
-    """A path a line, seen from the current folder or else from `folder`, that of the list."""
+    """Yield the path of each line, relative to the current folder or else to `folder`, that of the list."""
     with contextlib.closing(lines):
         number = 0
         for line in lines:
@@ -169,7 +169,7 @@ def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Ite
                 continue
             number += 1
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{called}: UTF-16 text: save it as UTF-8")
+                raise DataError(f"{called}: UTF-16 text. Save it as UTF-8")
             if b"\0" in line:
                 raise DataError(f"{called}:{number}: NUL bytes: a list has one path a line")
             if name := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
@@ -178,7 +178,8 @@ def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Ite
 
 
 def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator[Item]:
-    """The column of paths, found as that of a data set (docs/csv.md). Raises DataError before the first one is asked for."""
+    """Yield the column of paths, found as that of a data set (docs/csv.md). Raises DataError before the first one is
+    requested."""
     finder = FileFinder(str(file.parent), image_dir)
     table = with_header(read_table(file, HEAD_BYTES), path_column, None, finder, "test")
     column = find_path_column(table, path_column, finder, "test")
@@ -189,7 +190,7 @@ def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator
         return path or finder.find(name, folders)
 
     def find(name: str) -> Item:
-        if plain_cell(name) != name and not place(name):           # a table of ours
+        if plain_cell(name) != name and not place(name):           # a table that this project wrote
             name = plain_cell(name)
         return Item(name, place(name) or os.path.join(folders[0], name))
 
@@ -199,7 +200,7 @@ def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator
 
 
 def _rows(file: Path, encoding: str, separator: str) -> Iterator[list[str]]:
-    """As read_table has them, without comments and blank ones, one after the other."""
+    """Yield the rows as read_table returns them, without comments and blank rows."""
     with open(file, encoding=encoding, errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, delimiter=separator)
         try:

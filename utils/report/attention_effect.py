@@ -1,9 +1,10 @@
 """What edits of attention did: the attention before training, the edit, and the attention after it, side by side.
 
-Shows images whose edits were learned, and held-out images, those with edits first.
+The images shown are some whose edits were learned, and held-out ones, those with edits first.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from utils.training.precision import Precision
 from . import pictures, plots
 
 ATTENTION_FILE = "attention.png"
-IMAGES_PER_KIND = 4           # learned from, and held out
+IMAGES_PER_KIND = 4           # of those that were learned, and of the held-out ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +33,59 @@ class ShownImage:
 
 
 def choose_images(train: Dataset, edits: Mapping[int, Edit], held_out: Dataset, held_out_name: str,
-                  held_out_edits: Mapping[int, Edit]) -> list[ShownImage]:
-    supervised, quarters = sorted(edits), range(IMAGES_PER_KIND)
-    supervised = dict.fromkeys(supervised[number * len(supervised) // IMAGES_PER_KIND] for number in quarters)
-    others = dict.fromkeys([*sorted(held_out_edits), *(number * len(held_out) // IMAGES_PER_KIND for number in quarters)])
-    return ([ShownImage("taught", train, index, edits[index]) for index in supervised]
-            + [ShownImage(held_out_name, held_out, index, held_out_edits.get(index)) for index in list(others)[:IMAGES_PER_KIND]])
+                  held_out_edits: Mapping[int, Edit], names: Sequence[str] = ()) -> list[ShownImage]:
+    """Choose IMAGES_PER_KIND images with edits that are learned, and as many held-out ones, those with edits first; each of
+    another class where there are as many.
+
+    names: of the images that the run began with, which are kept if all of them are there.
+    """
+    if names and (kept := _find(names, train, edits, held_out, held_out_name, held_out_edits)):
+        return kept
+    supervised = _spread(sorted(edits), train.targets)[:IMAGES_PER_KIND]
+    others = [*_spread(sorted(held_out_edits), held_out.targets),
+              *_spread(range(len(held_out)), held_out.targets)[:IMAGES_PER_KIND]]
+    return ([ShownImage("taught", train, index, edits[index]) for index in sorted(supervised)]
+            + [ShownImage(held_out_name, held_out, index, held_out_edits.get(index))
+               for index in list(dict.fromkeys(others))[:IMAGES_PER_KIND]])
+
+
+def _spread(indices: Sequence[int], targets: Sequence[int]) -> list[int]:
+    """Return the indices in an order whose first ones are of a class each, of classes far apart."""
+    by_class: dict[int, list[int]] = {}
+    for index in indices:
+        by_class.setdefault(int(targets[index]), []).append(index)
+    labels = list(by_class)
+    first = [labels[part * len(labels) // IMAGES_PER_KIND] for part in range(IMAGES_PER_KIND)] if labels else []
+    rounds = itertools.zip_longest(*(by_class[label] for label in dict.fromkeys([*first, *labels])))
+    return [index for each in rounds for index in each if index is not None]
+
+
+def _find(names: Sequence[str], train: Dataset, edits: Mapping[int, Edit], held_out: Dataset, held_out_name: str,
+          held_out_edits: Mapping[int, Edit]) -> list[ShownImage] | None:
+    """Return the images of these names, as predict_with_attention writes them; None unless all are there."""
+    taught = {f"taught: {train.name(index)}": ShownImage("taught", train, index, edit) for index, edit in edits.items()}
+    wanted = {name.removeprefix(f"{held_out_name}: ") for name in names}
+    others = {f"{held_out_name}: {name}": ShownImage(held_out_name, held_out, index, held_out_edits.get(index))
+              for index in range(len(held_out)) if (name := held_out.name(index)) in wanted}
+    found = taught | others
+    return [found[name] for name in names] if all(name in found for name in names) else None
+
+
+def attention_loss_line(losses: Sequence[float], recent: int) -> list[str]:
+    """Return the line of a run's summary: means over the first and over the last steps, up to `recent` of each, none of both."""
+    if not losses:
+        return []
+    window, square = min(recent, len(losses) // 2), "mean square of attention - edit"
+    if not window:
+        return [f"attention loss {losses[0]:.4f} in the one step: {square}"]
+    first, last = (sum(part) / window for part in (losses[:window], losses[-window:]))
+    steps = f"{window} steps" if window > 1 else "step"
+    return [f"attention loss {first:.4f} in the first {steps}, {last:.4f} in the last{f' {window}' * (window > 1)}: {square}"]
 
 
 def predict_with_attention(shown: Sequence[ShownImage], model: nn.Module, transform: Callable,
                            normalize: Callable[[Tensor], Tensor], precision: Precision, device: torch.device) -> dict:
-    """-> names, pixels (n, C, height, width) uint8, probabilities (n, classes), the last sigmoid attention (n, h, w)"""
+    """Return names, pixels (n, C, height, width) uint8, probabilities (n, classes), the last sigmoid attention (n, h, w)."""
     was_training = model.training
     model.eval()
     pixels = torch.stack([transform(image.split[image.index][0]) for image in shown])
@@ -56,10 +99,10 @@ def predict_with_attention(shown: Sequence[ShownImage], model: nn.Module, transf
 
 def draw(folder: Path, title: str, model: nn.Module, eval_crop: float, classes: Sequence[str], shown: Sequence[ShownImage],
          before: dict | None, after: dict) -> None:
-    """Writes attention.png: of each image the attention before, the edit, the attention after, and what was predicted."""
+    """Write attention.png: for each image the attention before, the edit, the attention after, and the predictions."""
     if before is None or before["names"] != after["names"]:
         (folder / ATTENTION_FILE).unlink(missing_ok=True)
-        print("attention: other held-out images have edits now than when the run began: no picture of before and after")
+        print("attention: images that the run began with are missing or have no edits now: no picture of before and after")
         return
 
     def seen(side: dict, number: int, label: int) -> tuple:

@@ -1,17 +1,17 @@
-"""The model card of an exported folder: a README.md with what a person, or the Hugging Face hub, wants to know of a model."""
+"""The model card of an exported folder: a README.md for people and for the Hugging Face hub."""
 
 from collections.abc import Mapping, Sequence
 
 TITLES = {"data": "Data", "training": "Training", "metrics": "Metrics"}
 RESIZED = {"center": "its shorter side is made the size divided by {crop:g}, its shape kept, and the middle is cut out",
            "squash": "the whole image is made the size, its shape not kept"}
-EXIF = {"follow": "were turned upright as their EXIF orientation says", "off": "stayed as they are stored, whatever EXIF says"}
-ALPHA = {"white": "were put on white", "black": "were put on black", "mask": "count alone: the alpha channel was the picture",
+EXIF = {"follow": "were turned upright as their EXIF orientation says", "off": "were used as stored, whatever EXIF says"}
+ALPHA = {"white": "were put on white", "black": "were put on black", "mask": "are the picture: only the alpha channel counts",
          "ignore": "showed the colors below"}
 
-# How this project resizes a table of positions, where timm does it otherwise: a key of models/layers.py RESIZE_RULES.
+# How this project resizes a table of positions where timm does it differently: a key of models/layers.py RESIZE_RULES.
 POSITIONS = {"bilinear": "linearly, corners on corners", "bilinear_unaligned": "linearly", "bicubic": "by cubic functions",
-             "bicubic_offset": "by cubic functions, a tenth of a patch moved"}
+             "bicubic_offset": "by cubic functions, shifted by a tenth of a patch"}
 
 USE = """```python
 import timm
@@ -26,15 +26,16 @@ transformers opens it by its TimmWrapper (AutoModelForImageClassification, AutoI
 
 
 def text(config: Mapping, own: Mapping, notes: Sequence[str] = ()) -> str:
-    """config: the folder's config.json. own: what that says of the run (`reading`, `card`). notes: lines on what timm computes
-    otherwise."""
+    """Return the text of the card. config: the folder's config.json. own: its part about the run (`reading`, `card`). notes:
+    lines on what timm computes differently."""
     facts = own["card"]
     seen, classes = config["pretrained_cfg"], config["label_names"]
     channels, height, width = seen["input_size"]
-    kind = facts.get("model", {}).get("architecture", config["architecture"])
+    model = facts.get("model", {})
+    kind = model.get("called") or model.get("architecture", config["architecture"])
     parts = [
         "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- timm\n- transformers\n---",
-        f"# {facts.get('model', {}).get('name', kind)}",
+        f"# {model.get('name', kind)}",
         f"A {kind} for {len(classes):,} classes, on images of {height} x {width} pixels{' (gray)' * (channels == 1)}. timm's "
         f"name: {config['architecture']}, with the model_args of config.json; label_names there are the classes, in the order of "
         "the outputs.",
@@ -59,23 +60,23 @@ def _cell(value: object) -> str:
 
 
 def _preprocessing(seen: Mapping, reading: Mapping | None, facts: Mapping) -> list[str]:
-    """What config.json says, in words, and then what it cannot say."""
+    """Describe what config.json says of images, and then what it cannot say."""
     channels, height, width = seen["input_size"]
     lines = [f"- Size {height} x {width}, {seen['interpolation']}: {RESIZED[seen['crop_mode']].format(crop=seen['crop_pct'])}.",
-             f"- Then (x / 255 - mean) / std, mean {seen['mean']}, std {seen['std']}.", "- What no config.json can say:"]
-    unsaid = ["Large JPEGs were decoded no larger than needed, and of an image more than 64 times as long as wide the ends cut "
+             f"- Then (x / 255 - mean) / std, mean {seen['mean']}, std {seen['std']}.", "- What config.json cannot say:"]
+    unsaid = ["Large JPEGs were decoded no larger than needed, and the ends of images more than 64 times as long as wide cut "
               "off: pixels may differ a little from those of a full decode."]
     if channels == 1:
-        unsaid.append('Images were made gray (Pillow\'s convert("L")): do so before you give them to timm or transformers.')
+        unsaid.append('Images were converted to gray (Pillow\'s convert("L")): do the same before using timm or transformers.')
     if reading:
         low, high = reading["intensity_range"]
         unsaid += [f"Images {EXIF[reading['exif']]}.", f"Transparent parts {ALPHA[reading['alpha']]}.",
                    f"Of images of 16 bits a channel the values {low} to {high} became black to white."]
     if rule := POSITIONS.get(facts.get("model", {}).get("positions")):
-        unsaid.append(f"For images of another size the table of positions was made to be resized {rule}; timm takes cubic "
-                      "functions and smooths.")
+        unsaid.append(f"For images of another size this model's table of positions is resized {rule}; timm uses cubic functions "
+                      "and smooths.")
     if facts.get("training", {}).get("tta") == "flip":
-        unsaid.append("The figures are of the mean over each image and its mirror image (--tta flip).")
+        unsaid.append("The metrics are for the mean over each image and its mirror image (--tta flip).")
     return lines + [f"  - {line}" for line in unsaid]
 
 
@@ -83,7 +84,7 @@ def _start(start: Mapping) -> str:
     said, terms = start.get("license"), start.get("terms")
     if said and terms:
         return (f"Started from: {_cell(start.get('weights', 'not known'))}. Their licence: {_cell(said)} ({_cell(terms)}). Read "
-                "what it allows of models that are made of them, and give it along where it asks for that.")
+                "what it allows for models made from these weights, and include the licence if it requires that.")
     return (f"Started from: {_cell(start.get('weights', 'not known'))}. " + (
         f"Their licence: {_cell(said)}." if said else
         "" if str(start.get("weights")).startswith("none") else "Their licence is not known here.")).strip()

@@ -1,215 +1,223 @@
-"""Pictures of images, mistakes, attention, positions and filters. utils/report/plots.py draws runs.
+"""Pictures of images, attention, positions and filters. utils/report/plots.py draws runs.
 
-Functions take numpy arrays and names, and return a Figure. image: (height, width, 3) uint8, as the model saw it;
-heat: a map of the whole image, of any resolution; caption: the text below the image.
+Functions take numpy arrays and names, and return a Figure. image: (height, width, 3) uint8, as the model saw it; photo: the
+same part of the photograph in more pixels (None: the image), which is drawn under the maps; heat: a map of the whole image, of
+any resolution; caption: the text below the image.
+
+A map is drawn over a photograph with an opacity that follows its weights: where nothing is attended to, the photograph shows.
 
 Source of the last three: Dosovitskiy et al. (arXiv 2010.11929), figure 7.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from .plots import balanced, plain, set_suptitle
+from .sheet import BAR, BAR_WORDS, GAP, LETTERS, LINES, MARGIN, Sheet, lines_high, shape
 
 Named = tuple[str, np.ndarray]
-COLUMNS, TILE = 8, 1.55             # maps in a row, and the side of one in inches
-WIDE_NAME = 40                      # letters of a name above a map that would reach its scale
+WIDTH = 9.3                         # of a sheet of maps, in inches
+TILE = (1.0, 1.9)                   # the narrowest and widest small map
+FLAT = 4                            # a map's scale ends at its largest weight, or at FLAT times its mean if that is more
+FADED = 0.65                        # how much of a photograph's color is taken away under a map
+OPACITY = 0.85                      # of the largest weight
+
+
+def _colors(stops: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    """Colors from the first stop to the last, (128, 4), from transparent to OPACITY."""
+    at = np.linspace(0, 1, 128)
+    channels = [np.interp(at, np.linspace(0, 1, len(stops)), values) for values in zip(*stops)]
+    return np.stack([*channels, OPACITY * at ** 1.15], axis=1)
+
+
+_WARM, _COLD = _colors([(1.0, 0.85, 0.1), (1.0, 0.45, 0.0), (0.8, 0.0, 0.15)]), _colors([(0.3, 0.8, 1.0), (0.0, 0.3, 0.9)])
+WEIGHTS = ListedColormap(_WARM, "weights")
+SIGNED = ListedColormap(np.concatenate([_COLD[::-1], _WARM]), "signed weights")         # negative ones in blue
 
 
 def predictions(images: Sequence[np.ndarray], probabilities: np.ndarray, classes: Sequence[str],
                 labels: Sequence[int | None] | None = None, captions: Sequence[str] | None = None, title: str = "") -> Figure:
-    """probabilities (B, C): each image with its three most probable classes.
+    """Draw each image with its three most probable classes. probabilities: (B, C)
 
     Titles are the true classes where `labels` are given (green where right, red where wrong), else the captions.
     """
     labels, captions = labels or [None] * len(images), captions or [""] * len(images)
-    figure = Figure(figsize=(max(1.6 * len(images), 3), 2.75 + 0.3 * bool(title)), layout="constrained")
-    axes_row = np.atleast_1d(figure.subplots(1, len(images)))
-    for axes, image, row, label, caption in zip(axes_row, images, probabilities, labels, captions):
-        axes.imshow(image)
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel("\n".join(["predicted:", *best(row, classes, 16)]), fontsize="small")
-        if label is None:
-            axes.set_title(plain(caption, 20), fontsize="medium")
-        else:
-            right = row.argmax() == label
-            axes.set_title(plain(f"true: {classes[label]}", 20), fontsize="medium", color="tab:green" if right else "tab:red")
-    return _finish(figure, title)
+    width, columns = 1.5, min(len(images), 8)
+    tall, lines = max(map(shape, images)), LINES["small"] * 4 + 0.06
+    sheet = Sheet(max(columns * (width + GAP) + 2 * MARGIN, 3), title)
+    for first in range(0, len(images), columns):
+        shown = range(first, min(first + columns, len(images)))
+        for number, axes in zip(shown, sheet.row(len(shown), (width, width * tall), above=LINES["medium"] + 0.05, below=lines)):
+            row, label = probabilities[number], labels[number]
+            axes.imshow(images[number])
+            axes.set_xlabel("\n".join(["predicted:", *best(row, classes, 14)]), fontsize="small")
+            if label is None:
+                axes.set_title(plain(captions[number], 18), fontsize="medium")
+            else:
+                right = row.argmax() == label
+                axes.set_title(plain(f"true: {classes[label]}", 18), fontsize="medium", color="tab:green" if right else "tab:red")
+    return sheet.finish()
 
 
 def best(probabilities: np.ndarray, classes: Sequence[str], length: int = 30) -> list[str]:
-    """The three most probable classes, with their probabilities."""
+    """Return the three most probable classes, with their probabilities."""
     return [f"{plain(classes[index], length)}: {probabilities[index]:.1%}" for index in probabilities.argsort()[::-1][:3]]
-
-
-def confusion(matrix: np.ndarray, classes: Sequence[str], images: Sequence[np.ndarray],
-              wrong: Sequence[tuple[str, str, float]], title: str = "") -> Figure:
-    """The confusion matrix (C, C), rows true class, columns predicted class; the classes that are most often confused; and
-    the worst mistakes: images, and of each (true class, predicted class, its probability).
-
-    Colors are shares of the true class's images. Up to 12 classes have their counts in the cells, up to 40 their names.
-    """
-    columns = 8
-    lines = -(-len(images) // columns)
-    figure = Figure(figsize=(13, 7.6 + 2.2 * lines + 0.4), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(1 + bool(lines), 1, height_ratios=[7.2, 2.2 * lines + 0.4][:1 + bool(lines)]))
-    axes, caption = parts[0].subplots(1, 2, width_ratios=(2.2, 1))
-    _matrix(axes, matrix, classes)
-    parts[0].colorbar(axes.images[0], ax=axes, shrink=0.8, label="share of the true class's images")
-    mistaken = np.where(np.eye(len(classes), dtype=bool), 0, matrix)
-    order = [divmod(int(index), len(classes)) for index in np.argsort(-mistaken, axis=None, kind="stable")[:12]]
-    rows = [f"{plain(classes[row], 18)} → {plain(classes[column], 18)}:  {mistaken[row, column]}"
-            for row, column in order if mistaken[row, column]]
-    caption.axis("off")
-    caption.set_title("most often confused: true → predicted", loc="left", fontsize="medium", fontweight="bold")
-    caption.text(0, 0.98, "\n".join(rows) or "no mistakes", va="top", linespacing=1.7, transform=caption.transAxes)
-    if lines:
-        parts[1].suptitle("the worst mistakes: those with the highest loss", fontsize="medium", fontweight="bold")
-        for panel, image, (true, predicted, probability) in zip(_empty_grid(parts[1], lines, columns), images, wrong):
-            panel.imshow(image)
-            panel.set_title(f"{plain(predicted, 16)}: {probability:.1%}\n(true: {plain(true, 14)})", fontsize="small")
-    return _finish(figure, title)
-
-
-def _matrix(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
-    count = len(classes)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if count <= 40 else "auto")
-    named = "" if count <= 40 else " (by number)"
-    axes.set(xlabel=f"predicted class{named}", ylabel=f"true class{named}")
-    if count <= 40:
-        size, names = "medium" if count <= 12 else "x-small", [plain(name, 18) for name in classes]
-        axes.set_xticks(range(count), names, fontsize=size, rotation=0 if max(map(len, names)) * count <= 60 else 90)
-        axes.set_yticks(range(count), names, fontsize=size)
-    for row, column in np.argwhere(matrix > 0) if count <= 12 else ():
-        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize="small",
-                  color="white" if shares[row, column] > 0.5 else "black")
 
 
 # ----------------------------------------------------------------------------------------------- attention
 
 
 def over_image(image: np.ndarray, caption: str, maps: Sequence[Named], title: str = "", note: str = "",
-               scale: str = "weight of a patch") -> Figure:
-    """The image, and each map beside it, alone with its scale and over the image."""
-    figure = Figure(figsize=(10.2, (3 * _tall(image) + 0.5) * len(maps) + 1.2 + 0.3 * bool(note)), layout="constrained")
-    _beside(figure, image, caption, maps, scale)
-    return _finish(figure, title, note)
+               scale: str = "weight of a patch", photo: np.ndarray | None = None) -> Figure:
+    """Draw the image, and each map by itself with its scale and over the photograph."""
+    sheet = Sheet(_width(image, maps), title)
+    _image_and_maps(sheet, image, caption, maps, scale, photo)
+    return sheet.finish(note)
 
 
 def attention(image: np.ndarray, caption: str, chosen: Sequence[Named], groups: Mapping[str, Sequence[Named]], title: str = "",
-              note: str = "") -> Figure:
-    """As over_image for the `chosen` maps; below them groups of small maps over the image, each group with a heading."""
-    columns = min(COLUMNS, max(4, *map(len, groups.values())))
-    lines = [-(-len(tiles) // columns) for tiles in groups.values()]
-    width = max(10.2, TILE * columns + 1.2)
-    heights = [(0.29 * width * _tall(image) + 0.5) * len(chosen) + 1.3]
-    heights += [((width - 1.2) / columns * _tall(image) + 0.5) * count + 0.5 for count in lines]
-    figure = Figure(figsize=(width, sum(heights) + 0.3 * bool(note)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
-    _beside(parts[0], image, caption, chosen, "weight of a patch")
-    for part, (heading, tiles) in zip(parts[1:], groups.items()):
-        _tiles(part, image, tiles, columns)
-        part.suptitle(plain(heading), fontsize="medium", fontweight="bold")
-    set_suptitle(parts[0], title)
-    _note(parts[-1], note)
-    return figure
+              note: str = "", photo: np.ndarray | None = None) -> Figure:
+    """Draw the `chosen` maps as over_image does; below them groups of small maps over the photograph, each with a heading."""
+    sheet = Sheet(max(WIDTH, _width(image, chosen)), title)
+    _image_and_maps(sheet, image, caption, chosen, "weight of a patch", photo)
+    for heading, tiles in groups.items():
+        sheet.heading(heading)
+        _tiles(sheet, image if photo is None else photo, tiles)
+    _scale_of_tiles(sheet, [heat for tiles in groups.values() for _, heat in tiles])
+    return sheet.finish(note)
 
 
 def variants(image: np.ndarray, maps: Sequence[Named], title: str = "", columns: int = 4) -> Figure:
-    """Small maps over the image, each with its name."""
-    lines = -(-len(maps) // columns)
-    figure = Figure(figsize=(2 * columns + 1, (2 * _tall(image) + 0.5) * lines + 0.5), layout="constrained")
-    _tiles(figure, image, maps, columns)
-    return _finish(figure, title)
+    """Draw small maps over the image, each with its name."""
+    sheet = Sheet(2 * columns + 1, title)
+    _tiles(sheet, image, maps, columns)
+    _scale_of_tiles(sheet, [heat for _, heat in maps])
+    return sheet.finish()
 
 
-def _tall(image: np.ndarray) -> float:
-    """Height over width, within reason."""
-    return min(max(image.shape[0] / image.shape[1], 0.25), 2.5)
+def _panel(image: np.ndarray, count: int) -> tuple[float, float]:
+    """Return width and height of the large panels of so many maps."""
+    tall = shape(image)
+    width = min(3.0 if count == 1 else 2.25, max(3.4 / tall, 1.9))
+    return width, width * tall
 
 
-def _in_two(label: str) -> str:
-    """Lines of about one length: a bar beside something low has no room for one."""
-    return "\n".join(balanced(label, (len(label) + 9) // 2))
+def _width(image: np.ndarray, maps: Sequence[Named]) -> float:
+    panels = 1 + 2 * min(len(maps), 2)
+    return panels * _panel(image, len(maps))[0] + (panels - 1) * GAP + 2 * MARGIN
 
 
-def _note(figure: Figure | SubFigure, note: str) -> None:
-    if note:
-        figure.supxlabel(plain(note), fontsize="small", x=0.01, ha="left")
+def _image_and_maps(sheet: Sheet, image: np.ndarray, caption: str, maps: Sequence[Named], scale: str,
+                    photo: np.ndarray | None) -> None:
+    """Add rows: the image with its caption, and of two maps in each row the map with its scale, and over the photograph."""
+    width, height = _panel(image, len(maps))
+    named = [(balanced(plain(name), int(LETTERS["small"] * width)), heat) for name, heat in maps]
+    for first in range(0, len(maps), 2):
+        part, captions = named[first:first + 2], caption.splitlines() if first == 0 else []
+        above = LINES["small"] * max(len(lines) for lines, _ in part) + 0.06
+        below = max(lines_high(captions, "small"), 0.06 + BAR + BAR_WORDS)
+        shown, *panels = sheet.row(1 + 2 * len(part), (width, height), above=above, below=below)
+        if first == 0:
+            shown.imshow(image)
+            shown.set_title("image as the model saw it", fontsize="small")
+            shown.set_xlabel(caption, fontsize="small")
+        else:
+            shown.axis("off")
+        for (lines, heat), plain_map, over in zip(part, panels[::2], panels[1::2]):
+            drawn = _draw_map(plain_map, heat, (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5))
+            plain_map.set_title("\n".join(lines), fontsize="small")
+            sheet.bar_below(plain_map, drawn, scale)
+            _overlay(over, image if photo is None else photo, heat)
+            over.set_title("over the image", fontsize="small")
 
 
-def _finish(figure: Figure, title: str, note: str = "") -> Figure:
-    set_suptitle(figure, title)
-    _note(figure, note)
-    return figure
+def _tiles(sheet: Sheet, photo: np.ndarray, tiles: Sequence[Named], columns: int = 0) -> None:
+    """Add rows of small maps over the photograph."""
+    room = sheet.width - 2 * MARGIN
+    columns = columns or _columns(len(tiles), math.ceil((room + GAP) / (TILE[1] + GAP)), int((room + GAP) / (TILE[0] + GAP)))
+    width = min((room + GAP) / columns - GAP, TILE[1], max(3.0 / shape(photo), TILE[0]))
+    left = (sheet.width - columns * (width + GAP) + GAP) / 2
+    for first in range(0, len(tiles), columns):
+        part = tiles[first:first + columns]
+        row = sheet.row(len(part), (width, width * shape(photo)), above=2 * LINES["small"] + 0.04, left=left)
+        for axes, (name, heat) in zip(row, part):
+            _overlay(axes, photo, heat)
+            axes.set_title(f"{plain(name, int(LETTERS['small'] * width))}\n{_range(heat)}", fontsize="small")
 
 
-def _beside(panel: Figure | SubFigure, image: np.ndarray, caption: str, maps: Sequence[Named], scale: str) -> None:
-    rows = panel.subplots(len(maps), 3, squeeze=False)
-    for number, ((shown, alone, over), (name, heat)) in enumerate(zip(rows, maps)):
-        for axes in (shown, alone, over):
-            axes.set(xticks=[], yticks=[])
-        shown.imshow(image)
-        shown.set_title("image as the model saw it" if number == 0 else "", fontsize="medium")
-        shown.set_xlabel(caption if number == 0 else "", fontsize="small")
-        drawn = alone.imshow(heat, extent=shown.images[0].get_extent(), cmap="viridis", vmin=min(0.0, float(heat.min())),
-                             vmax=max(float(heat.max()), 1e-12))
-        alone.set_title(plain(name, 60), fontsize="medium" if len(name) <= WIDE_NAME else "small")
-        panel.colorbar(drawn, ax=alone, shrink=0.8).set_label(scale if _tall(image) > 0.8 else _in_two(scale),
-                                                              fontsize="medium" if _tall(image) > 0.45 else "x-small")
-        _overlay(over, image, heat)
-        over.set_title("over the image", fontsize="medium")
+def _columns(count: int, fewest: int, most: int) -> int:
+    """Return in how many columns so many tiles leave the least of a row empty, the more the better."""
+    return min(range(min(count, fewest), most + 1), key=lambda columns: (-count % columns / columns, -columns))
 
 
-def _tiles(panel: Figure | SubFigure, image: np.ndarray, tiles: Sequence[Named], columns: int) -> None:
-    lines = -(-len(tiles) // columns)
-    grid = _empty_grid(panel, lines, columns)
-    for axes, (name, heat) in zip(grid, tiles):
-        drawn = _overlay(axes, image, heat)
-        axes.set_title(f"{plain(name)}\nmax {heat.max():.2g}", fontsize="small")
-    panel.colorbar(drawn, ax=grid, shrink=0.9, aspect=12 * lines, label="share of max", ticks=(0, 0.5, 1))
+def _range(heat: np.ndarray) -> str:
+    low, high = f"{heat.min():.2g}", f"{heat.max():.2g}"
+    return f"max {high}" if heat.min() >= 0 else low if low == high else f"{low} to {high}"
 
 
-def _empty_grid(panel: Figure | SubFigure, lines: int, columns: int) -> list[Axes]:
-    """Row by row, without frames."""
-    grid = list(panel.subplots(lines, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.axis("off")
-    return grid
+def _scale_of_tiles(sheet: Sheet, heats: Sequence[np.ndarray]) -> None:
+    """Add one scale for all small maps."""
+    signed = any(heat.min() < 0 for heat in heats)
+    drawn = ScalarMappable(Normalize(-1 if signed else 0, 1), SIGNED if signed else WEIGHTS)
+    ticks = {-1: "-max", 0: "0", 1: "max"} if signed else {0: "0", 0.5: "max / 2", 1: "max"}
+    sheet.y += 0.06
+    bar = sheet.bar((MARGIN + 0.1, sheet.y, 2.2, BAR), drawn, "", ticks=list(ticks))
+    bar.set_xticks(list(ticks), list(ticks.values()))
+    largest = f"largest weight{', of either sign' * signed}"
+    words = f"small maps: each has its own scale, up to its {largest}; a nearly even map stays pale"
+    sheet.words(2.65, balanced(words, int(LETTERS["small"] * (sheet.width - 2.8))), "small")
+    sheet.y += 0.2
 
 
-def _overlay(axes: Axes, image: np.ndarray, heat: np.ndarray):
-    """The map, its largest value 1 and what is below 0 at 0, over the image in grey."""
-    grey = axes.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    return axes.imshow(heat.clip(0) / max(float(heat.max()), 1e-12), extent=grey.get_extent(), cmap="viridis", vmin=0, vmax=1,
-                       alpha=0.65)
+def _draw_map(axes: Axes, heat: np.ndarray, extent: Sequence[float], end: float | None = None) -> AxesImage:
+    """Draw a map in colors that become opaque with the weight, those of negative weights blue. end: of the scale."""
+    size = np.abs(heat)
+    end = end or max(float(size.max()), FLAT * float(size.mean()), 1e-12)
+    signed = heat.min() < 0
+    return axes.imshow(heat, extent=extent, cmap=SIGNED if signed else WEIGHTS, vmin=-end if signed else 0, vmax=end)
+
+
+def _overlay(axes: Axes, photo: np.ndarray, heat: np.ndarray, end: float | None = None) -> AxesImage:
+    """Draw a map over a photograph whose colors are faded."""
+    grey = photo.mean(axis=-1, keepdims=True)
+    under = axes.imshow((photo + FADED * (grey - photo)).round().astype(np.uint8).repeat(3 // photo.shape[-1], axis=-1))
+    return _draw_map(axes, heat, under.get_extent(), end)
 
 
 # ------------------------------------------------------------------------------------- the paper's figure 7
 
 
 def distance(distances: np.ndarray, longest: float, title: str = "", note: str = "") -> Figure:
-    """distances (layers, H) in pixels: a dot for each head. longest: from corner to corner, the upper end of the scale."""
+    """Draw a dot for each head. distances: (layers, H) in pixels, NaN for a head that attends to nothing; longest: the distance
+    between opposite corners, of which the scale shows at least half."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(1, len(distances) + 1)
     for head, column in enumerate(distances.T):
         axes.plot(layers, column, "o", color="tab:blue", alpha=0.7, markersize=5, label="a head" if head == 0 else None)
-    axes.plot(layers, distances.mean(axis=1), "-", color="tab:gray", linewidth=1, label="mean of the heads")
-    axes.set(xlabel="layer", ylabel="mean attention distance in pixels", ylim=(0, max(1.05 * distances.max(), longest / 2)))
+    known = ~np.isnan(distances)
+    means = np.nansum(distances, axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+    axes.plot(layers, means, "-", color="tab:gray", linewidth=1, label="mean of the heads")
+    axes.set(xlabel="layer", ylabel="mean attention distance in pixels",
+             ylim=(0, max(1.05 * np.max(distances, initial=0, where=known), longest / 2)))
     axes.set_xticks(layers if len(layers) <= 16 else layers[::2])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _finish(figure, title, note)
+    set_suptitle(figure, title)
+    figure.supxlabel("\n".join(balanced(plain(note), 95)), fontsize="small", x=0.01, ha="left")
+    return figure
 
 
 def positions(similarity: np.ndarray, title: str = "") -> Figure:
-    """similarity (h, w, h, w) in -1..1: a tile for each patch, in its place, of its similarity to all others."""
+    """Draw a tile for each patch, at its position, with its similarity to all others. similarity: (h, w, h, w) in -1..1"""
     height, width = similarity.shape[:2]
     cell = -(-32 // max(height, width))                    # dots of a cell, so that the gaps can be narrow
     tall, wide, gap = height * cell, width * cell, max(2, cell * max(height, width) // 10)
@@ -217,37 +225,40 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
     for row, column in np.ndindex(height, width):
         top, left = row * (tall + gap), column * (wide + gap)
         mosaic[top:top + tall, left:left + wide] = similarity[row, column].repeat(cell, axis=0).repeat(cell, axis=1)
-    share = mosaic.shape[0] / mosaic.shape[1]
-    figure = Figure(figsize=(7.5, min(max(6 * share, 2.2), 12) + 0.9), layout="constrained")
-    axes = figure.subplots()
+    share = min(mosaic.shape[0] / mosaic.shape[1], 2.0)
+    sheet = Sheet(7.5, title)
+    size = (6.2, max(6.2 * share, 1.3)) if share <= 1 else (6.2 / share, 6.2)          # room for the words on the left
+    axes, = sheet.row(1, size, left=MARGIN + 0.5, below=0.45)
     drawn = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
-    label = "cosine similarity to the patch of the tile"
     for ticks, count, side in ((axes.set_xticks, width, wide), (axes.set_yticks, height, tall)):
         every = 1 if count <= 16 else 4
         ticks([(side + gap) * number + (side - 1) / 2 for number in range(0, count, every)],
               [str(number + 1) for number in range(0, count, every)])
     axes.tick_params(length=0)
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label if share > 0.8 else _in_two(label))
-    return _finish(figure, title)
+    sheet.bar_below(axes, drawn, "cosine similarity to the patch of the tile", distance=0.5)
+    sheet.y += BAR + BAR_WORDS
+    return sheet.finish()
 
 
 def filters(colors: np.ndarray, shares: np.ndarray, title: str = "", note: str = "") -> Figure:
-    """colors (k, P, P, 3) in 0..1, shares (k,) of the variance."""
-    columns = min(7, len(colors))
-    lines = -(-len(colors) // columns)
-    figure = Figure(figsize=(1.25 * columns + 0.4, 1.5 * lines + 0.9), layout="constrained")
-    for number, (axes, color, share) in enumerate(zip(_empty_grid(figure, lines, columns), colors, shares), start=1):
-        axes.imshow(color, interpolation="nearest")
-        axes.set_title(f"{number}: {share:.1%}", fontsize="small")
-    return _finish(figure, title, note)
+    """Draw filters with their share of the variance. colors: (k, P, P, 3) in 0..1; shares: (k,)"""
+    columns, side = min(7, len(colors)), 1.1
+    sheet = Sheet(max(columns * (side + GAP) + 2 * MARGIN, 4), title)
+    left = (sheet.width - columns * (side + GAP) + GAP) / 2
+    for first in range(0, len(colors), columns):
+        shown = range(first, min(first + columns, len(colors)))
+        for number, axes in zip(shown, sheet.row(len(shown), (side, side), above=LINES["small"] + 0.04, left=left)):
+            axes.imshow(colors[number], interpolation="nearest")
+            axes.set_title(f"{number + 1}: {shares[number]:.1%}", fontsize="small")
+    return sheet.finish(note)
 
 
 # ------------------------------------------------------------------------------------ training on attention edits
 
 
 class BeforeAfter(NamedTuple):
-    """An image before and after training on edits: its sigmoid attention (h, w), and the class predicted."""
+    """An image before and after training on edits: its sigmoid attention (h, w), and the predicted class."""
 
     kind: str                       # such as "taught" (trained on its edit) or "test"
     image: np.ndarray
@@ -258,20 +269,20 @@ class BeforeAfter(NamedTuple):
 
 
 def before_and_after(rows: Sequence[BeforeAfter], title: str = "") -> Figure:
-    """A row an image: the image, its attention before, the edit, its attention after, all on one scale from 0 to 1."""
-    figure = Figure(figsize=(9, 2.3 * len(rows) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), 4, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    for axes, name in zip(grid[0], ("", "attention before", "edit (grey: left alone)", "attention after")):
-        axes.set_title(name, fontsize="medium")
-    for axes, row in zip(grid, rows):
+    """Draw a row for each image: the image, its attention before, the edit, its attention after, on one scale from 0 to 1."""
+    sheet, width = Sheet(9.4, title), 2.1
+    for number, row in enumerate(rows):
+        size, above = (width, width * shape(row.image)), (LINES["medium"] + 0.05) * (number == 0)
+        axes = sheet.row(4, size, left=MARGIN + 0.3, above=above, below=2 * LINES["small"] + 0.08)
+        if number == 0:
+            for panel, name in zip(axes, ("", "attention before", "edit (grey: not edited)", "attention after")):
+                panel.set_title(name, fontsize="medium")
         axes[0].imshow(row.image, cmap="gray", vmin=0, vmax=255)
         extent = axes[0].images[0].get_extent()
         axes[0].set_ylabel(plain(row.kind), fontsize="medium")
         axes[0].set_xlabel(plain(f"true: {row.truth}", 26), fontsize="small")
         for panel, (heat, predicted, probability) in ((axes[1], row.before), (axes[3], row.after)):
-            drawn = panel.imshow(heat, extent=extent, cmap="viridis", vmin=0, vmax=1)
+            drawn = _overlay(panel, row.image, heat, 1.0)
             panel.set_xlabel(f"{plain(f'predicted: {predicted}', 26)}\ntrue class: {probability:.1%}", fontsize="small",
                              color="tab:green" if predicted == row.truth else "tab:red")
         axes[2].set_facecolor("lightgray")
@@ -279,6 +290,8 @@ def before_and_after(rows: Sequence[BeforeAfter], title: str = "") -> Figure:
             axes[2].axis("off")
             axes[2].text(0.5, 0.5, "none", transform=axes[2].transAxes, ha="center", va="center", color="gray")
         else:
-            axes[2].imshow(row.edit, extent=extent, cmap="viridis", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=list(grid.flat), shrink=min(1.0, 3 / len(rows)), label="sigmoid attention, mean over heads")
-    return _finish(figure, title)
+            axes[2].imshow(np.where(np.isnan(row.edit), np.nan, 0.0), extent=extent, cmap="binary", vmin=0, vmax=1)
+            axes[2].imshow(row.edit, extent=extent, cmap=WEIGHTS, vmin=0, vmax=1)
+    sheet.bar_below(axes[3], drawn, "sigmoid attention, mean over heads", distance=2 * LINES["small"] + 0.12)
+    sheet.y += BAR + BAR_WORDS
+    return sheet.finish()

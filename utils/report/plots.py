@@ -1,6 +1,6 @@
 """Figures of runs (curves and sweeps), and files of figures. utils/report/pictures.py draws images.
 
-These two are the only importers of matplotlib. Functions return a Figure; no window is opened.
+Only files of this room import matplotlib. Functions return a Figure; no window is opened.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import os
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,12 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from utils.files import atomic_write
-from utils.training.certainty import result_of
+from utils.training.certainty import best_of, result_of
 
 from .sweeps import BY_LOSS, FINAL, chosen_of, ended_trials, is_by_loss, like, spoken
 
-# For the letters that the font of the user's choice lacks: those of these that are installed. All are outlines, which every
-# format can hold.
+# Fonts for the letters that the user's font lacks, where they are installed. All are outlines, which every format can hold.
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR",
                   "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "PingFang SC",
                   "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew",
@@ -45,8 +44,8 @@ class OutputError(ValueError):
 
 
 def plain(text: str, length: int = 0) -> str:
-    """Escapes a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: the
-    middle is replaced by an ellipsis.
+    """Escape a text for Matplotlib (a dollar sign would begin a formula), in one line of at most `length` letters: an ellipsis
+    replaces the middle.
 
     Bytes of a file's name that are not UTF-8 become question marks, since no font has them.
     """
@@ -57,14 +56,14 @@ def plain(text: str, length: int = 0) -> str:
 
 
 def set_suptitle(figure: Figure | SubFigure, title: str, **how) -> None:
-    """Sets the title above everything, in lines that fit the width."""
+    """Set the title above everything, in lines that fit the width."""
     width = int(10.5 * figure.get_figure(root=True).get_figwidth())
     lines = [part for line in title.splitlines() for part in balanced(plain(line), width)]
     figure.suptitle("\n".join(lines), **how)
 
 
 def balanced(line: str, width: int) -> list[str]:
-    """Wraps into as few lines of at most `width` letters as possible, of about one length: no lone last word."""
+    """Wrap into as few lines of at most `width` letters as possible, of about one length: no single last word."""
     fewest = len(textwrap.wrap(line, width))
     narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
                   if len(textwrap.wrap(line, narrow)) <= fewest)
@@ -72,15 +71,140 @@ def balanced(line: str, width: int) -> list[str]:
 
 
 def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
-    """Loss, accuracy and learning rate over steps, from the events of a log.jsonl; the attention loss where there is one.
+    """Draw loss, accuracy and learning rate of a run over its steps, of the training and of the held-out images, the best step
+    marked; the attention loss where there is one. events: of a log.jsonl.
 
     A field that an event lacks, or that is not a number, is a gap; `find_invalid_event` finds it.
     """
-    return compare_learning_curves({"": events}, title)
+    figure, axes = _panels([events], title)
+    train, evaluations = [event for event in events if event.get("event") == "train"], _evaluations(events)
+    if train:
+        steps, supervised = _numbers(train, "step"), [event for event in train if event.get("attention_loss") is not None]
+        # The training loss contains it, with its weight; that of an evaluation does not.
+        _noisy(axes["loss"], steps, _numbers(train, "loss"), f"train{' (with attention loss)' * bool(supervised)}")
+        if any("accuracy" in event for event in train):
+            _noisy(axes["accuracy in %"], steps, _percent(train, "accuracy"), "train, as fed")
+        axes["learning rate"].plot(steps, _numbers(train, "lr"), color="tab:gray")
+        if supervised:
+            _noisy(axes["attention loss"], _numbers(supervised, "step"), _numbers(supervised, "attention_loss"), "train")
+    chosen = choosing_split(events)
+    for split, series in evaluations.items():
+        own = {"color": SPLIT_COLORS.get(split), "markersize": 3}
+        steps = _numbers(series, "step")
+        # Two values (before and after) are no curve: a line between them would look like one.
+        line, dotted = ("o-", ":") if len(series) > 2 else ("o", "v")
+        name = "train, evaluated" if split == "train" else plain(split, 20)
+        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=name, **own)
+        axes["accuracy in %"].plot(steps, _percent(series, "accuracy"), line, label=name, **own)
+        if split == chosen:
+            axes["accuracy in %"].plot(steps, _percent(series, "top5"), dotted, alpha=0.6, label=f"{name}, top-5", **own)
+    if best := best_evaluation(events):
+        step, accuracy = best
+        for scale in ("loss", "accuracy in %"):
+            axes[scale].axvline(step, color="black", linewidth=0.8, linestyle="--", alpha=0.5,
+                                label=f"best: step {step:g}" + f", {accuracy:.1%}" * (scale != "loss"))
+    for each in axes.values():
+        if each.get_legend_handles_labels()[0]:
+            each.legend(fontsize="small")
+    axes["accuracy in %"].set_ylim(0, 103)
+    if "attention loss" in axes:
+        _use_log_scale_if_needed(axes["loss"])
+    return figure
+
+
+def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
+    """Draw several runs, by name, in a color each: loss and accuracy of the images that choose the best step, the training loss
+    as a thin line, and the learning rate. The legend names a run once, with its best accuracy."""
+    figure, axes = _panels(runs.values(), title)
+    for number, (name, events) in enumerate(runs.items()):
+        own = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4]}
+        train, chosen = [event for event in events if event.get("event") == "train"], choosing_split(events)
+        steps = _numbers(train, "step")
+        axes["loss"].plot(steps, _smooth(_numbers(train, "loss")), linewidth=0.8, alpha=0.5, **own)
+        axes["learning rate"].plot(steps, _numbers(train, "lr"), **own)
+        if supervised := [event for event in train if event.get("attention_loss") is not None]:
+            axes["attention loss"].plot(_numbers(supervised, "step"), _smooth(_numbers(supervised, "attention_loss")), **own)
+        series, best = _evaluations(events).get(chosen, []), best_evaluation(events)
+        what = f"{plain(chosen, 20)} {best[1]:.1%} at step {best[0]:g}" if best else "no evaluation"
+        label = f" {plain(name, 30)}: {what}"                      # Matplotlib keeps what begins with "_" out of the legend
+        for scale, values in (("loss", _numbers(series, "loss")), ("accuracy in %", _percent(series, "accuracy"))):
+            axes[scale].plot(_numbers(series, "step"), values, marker="o", markersize=3, label=label, **own)
+        if best:
+            axes["accuracy in %"].plot(best[0], 100 * best[1], "*", markersize=10, color=own["color"])
+    handles, labels = axes["accuracy in %"].get_legend_handles_labels()
+    columns = 1 if len(runs) <= 3 else 2
+    figure.legend(handles, labels, fontsize="small", loc="outside lower left", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(runs) // columns))
+    axes["loss"].set_title("loss (thin: training)")
+    if "attention loss" in axes:
+        _use_log_scale_if_needed(axes["loss"])
+    late = [value for line in axes["accuracy in %"].get_lines() for value in list(line.get_ydata())[len(line.get_ydata()) // 2:]
+            if value == value]
+    axes["accuracy in %"].set_ylim(max(0, min(late, default=0) - 5), min(103, max(late, default=100) + 3))
+    return figure
+
+
+def _panels(runs: Iterable[Sequence[dict]], title: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure and its panels by SCALES; without attention loss where no run has one."""
+    supervised = [event for events in runs for event in events if event.get("attention_loss") is not None]
+    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
+    figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
+    axes = dict(zip(scales, figure.subplots(1, len(scales))))
+    for scale, each in axes.items():
+        each.set(xlabel="step", title=scale)
+        each.grid(alpha=0.3)
+    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    set_suptitle(figure, title)
+    return figure, axes
+
+
+def _evaluations(events: Sequence[dict]) -> dict[str, list[dict]]:
+    """Return the evaluations by split."""
+    found: dict[str, list[dict]] = {}
+    for event in events:
+        if event.get("event") == "eval":
+            found.setdefault(str(event.get("split")), []).append(event)
+    return found
+
+
+def choosing_split(events: Sequence[dict]) -> str | None:
+    """Return the split that chooses the best step: val, or else what is evaluated most often of those that are not trained on."""
+    counts = {split: len(series) for split, series in _evaluations(events).items() if split != "train"}
+    return "val" if "val" in counts else max(counts, key=counts.get, default=None)
+
+
+def best_evaluation(events: Sequence[dict]) -> tuple[float, float] | None:
+    """Return step and accuracy of the best evaluation by certainty.best_of; by its accuracy if the log lacks the rest."""
+    series = [event for event in _evaluations(events).get(choosing_split(events), ()) if (_number(event, "step") or 0) > 0]
+    results = {event["step"]: result_of(event) for event in series}
+    if results and all(results.values()):
+        step, _ = best_of(results)
+        return step, results[step].accuracy
+    known = [(accuracy, -event["step"]) for event in series if (accuracy := _number(event, "accuracy")) is not None]
+    accuracy, step = max(known, default=(None, 0))
+    return None if accuracy is None else (-step, accuracy)
+
+
+def _percent(events: Sequence[dict], field: str) -> list[float]:
+    return [100 * ratio for ratio in _numbers(events, field)]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean over the last steps, up to 100 and a fiftieth of all; NaN where one of them is."""
+    width = min(100, len(values) // 50) or 1
+    return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - width):end])]
+
+
+def _noisy(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str) -> None:
+    """Draw what varies from step to step, and its mean over the last steps."""
+    smooth = _smooth(values)
+    if smooth != values:
+        axes.plot(steps, values, color=COLORS[0], linewidth=0.7, alpha=0.3)
+    axes.plot(steps, smooth, color=COLORS[0], linewidth=1.2, label=label)
 
 
 def find_invalid_event(events: Sequence[dict]) -> str | None:
-    """Describes the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
+    """Describe the first event of run.log.scan_log that cannot be drawn, with its number; None if there is none."""
     for number, event in enumerate(events, start=1):
         kind = event["event"]
         for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
@@ -92,7 +216,7 @@ def find_invalid_event(events: Sequence[dict]) -> str | None:
 
 
 def _number(event: dict, field: str) -> float | None:
-    """None: there is none. What JSON has no number for, the log holds as the text nan, inf or -inf."""
+    """Return the number; None if it is none. The log has the texts nan, inf and -inf, since JSON has no such numbers."""
     value = event.get(field)
     known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
     try:
@@ -105,37 +229,8 @@ def _numbers(events: Sequence[dict], field: str) -> list[float]:
     return [float("nan") if (number := _number(event, field)) is None else number for event in events]
 
 
-def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """The learning curves of runs, by name; of several runs each has a color."""
-    supervised = any("attention_loss" in event for events in runs.values() for event in events)
-    scales = [scale for scale in SCALES if supervised or scale != "attention loss"]
-    figure = Figure(figsize=(4 * len(scales), 3.6), layout="constrained")
-    axes = dict(zip(scales, figure.subplots(1, len(scales))))
-    for number, (name, events) in enumerate(runs.items()):
-        name = plain(name, 30)
-        # Matplotlib keeps what begins with "_" out of the legend.
-        _curves_of_run(axes, events, f" {name}" if name.startswith("_") else name,
-                       COLORS[number % len(COLORS)] if len(runs) > 1 else None)
-    for scale, each in axes.items():
-        each.set(xlabel="step", title=scale)
-        each.grid(alpha=0.3)
-        entries = len(each.get_legend_handles_labels()[0])
-        if entries and len(runs) == 1:
-            each.legend(fontsize="small")
-        elif entries and scale != "learning rate":         # below: too many to cover the curves
-            below = each.transAxes + transforms.ScaledTranslation(0, -0.5, figure.dpi_scale_trans)
-            each.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
-            figure.set_figheight(max(figure.get_figheight(), 3.8 + 0.17 * entries))
-    if supervised:
-        _use_log_scale_if_needed(axes["loss"])
-    axes["accuracy in %"].set_ylim(0, 103)
-    axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    set_suptitle(figure, title)
-    return figure
-
-
 def _use_log_scale_if_needed(axes: Axes) -> None:
-    """Uses a logarithmic scale where a large attention loss in the training loss would flatten the other curves."""
+    """Use a logarithmic scale if a large attention loss in the training loss would flatten the other curves."""
     values = [value for line in axes.get_lines() for value in line.get_ydata() if 0 < value < float("inf")]
     if values and max(values) > 10 * min(values):
         axes.set_yscale("log")
@@ -144,53 +239,21 @@ def _use_log_scale_if_needed(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _curves_of_run(axes: Mapping[str, Axes], events: Sequence[dict], name: str, color) -> None:
-    """color None: the only run, whose splits have a color each."""
-    train = [event for event in events if event.get("event") == "train"]
-    evaluations: dict[str, list[dict]] = {}
-    for event in events:
-        if event.get("event") == "eval":
-            evaluations.setdefault(str(event.get("split")), []).append(event)
-    before = f"{name} " if name else ""
-
-    if train:
-        own = {"color": color or COLORS[0], "linewidth": 1}
-        supervised = [event for event in train if event.get("attention_loss") is not None]
-        # The training loss contains it, with its weight; that of an evaluation does not.
-        word = "train (with attention loss)" if supervised else "train"
-        steps = _numbers(train, "step")
-        axes["loss"].plot(steps, _numbers(train, "loss"), label=before + word, alpha=0.4 if color else 1, **own)
-        axes["learning rate"].plot(steps, _numbers(train, "lr"), color=color or "tab:gray")
-        if supervised:
-            axes["attention loss"].plot(_numbers(supervised, "step"), _numbers(supervised, "attention_loss"),
-                                        label=f"{before}train", **own)
-    for split, series in evaluations.items():
-        own = {"color": color or SPLIT_COLORS.get(split), "markersize": 3}
-        steps = _numbers(series, "step")
-        # Two values (before and after) are no curve: a line between them would look like one.
-        line, dotted = ("o-", "o:") if len(series) > 2 else ("o", "v")
-        split = before + plain(split, 20)
-        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=split, **own)
-        for field, kind, style in (("accuracy", "top-1", line), ("top5", "top-5", dotted)):
-            percent = [100 * share for share in _numbers(series, field)]
-            axes["accuracy in %"].plot(steps, percent, style, label=f"{split} {kind}", **own)
-
-
 def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -> Figure:
-    """Accuracy over what was tried, from the rows of sweep.py, with 95 % intervals: trials as points, hollow where the images do
-    not tell them from the choice, which is in a ring; the final run as a star beside it."""
+    """Draw accuracy over the values tried, from the rows of sweep.py, with 95 % intervals: trials as points, the chosen one in a
+    ring, hollow if the images are too few to distinguish them from it; the final run as a star next to it."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     trials = [row for row in rows if row["run"] != FINAL]
     ended, final = ended_trials(rows), [row for row in rows if row["run"] == FINAL and row["status"] == "done"]
     chosen = chosen_of(rows, tried) if ended and any(row["run"] == FINAL for row in rows) else None
     alike = like(rows, chosen) if chosen else []
-    if told := [row for row in ended if row not in alike]:
-        _with_intervals(axes, told, tried, fmt="o", color=COLORS[0],
+    if distinct := [row for row in ended if row not in alike]:
+        _with_intervals(axes, distinct, tried, fmt="o", color=COLORS[0],
                         label=f"on the {ended[0]['images']} images held out, 95% interval")
     if alike:
         _with_intervals(axes, alike, tried, fmt="o", color=COLORS[0], markerfacecolor="white",
-                        label="the same images, too few to tell it from the choice")
+                        label="the same images, too few to distinguish it from the choice")
     if chosen:
         reason = f", {BY_LOSS}".replace(" within", "\nwithin") * is_by_loss(rows, chosen)
         axes.plot(chosen[tried], 100 * chosen["accuracy"], "o", markersize=12, markerfacecolor="none", markeredgewidth=1.5,
@@ -199,18 +262,18 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
         if row not in ended:
             axes.axvline(row[tried], color="tab:red", linestyle=":", label="diverged")
     if final:
-        beside = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
-        test = f"on {final[0]['images']} test images: {final[0]['accuracy']:.2%}"
-        _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=beside,
+        next_to = axes.transData + transforms.ScaledTranslation(0.1, 0, figure.dpi_scale_trans)
+        test = f"on {final[0]['images']} {final[0].get('split', 'test')} images: {final[0]['accuracy']:.2%}"
+        _with_intervals(axes, final, tried, fmt="*", markersize=12, color=COLORS[1], transform=next_to,
                         label=f"final run with {final[0][tried]:g}, {test}")
     axes.set(xlabel=spoken(tried), ylabel="accuracy in %", title=plain(title))
     if ends := [100 * end for row in [*ended, *final] for end in result_of(row).interval]:
-        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # what is drawn beside its place does not count by itself
+        axes.set_ylim(min(ends) - 3, max(ends) + 3)                   # Matplotlib ignores what is drawn next to its value
     values = [row[tried] for row in trials]
     if min(values, default=1) > 0:
         axes.set_xscale("log")
     elif above := [value for value in values if value > 0]:
-        axes.set_xscale("symlog", linthresh=min(above))               # a weight of 0 has a place there
+        axes.set_xscale("symlog", linthresh=min(above))               # it can show a weight of 0
     many = len(values) > 6
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False, rotation=45 * many, ha="right" if many else "center")
     axes.set_xticks([], minor=True)
@@ -221,7 +284,7 @@ def sweep(rows: Sequence[dict], title: str = "", tried: str = "learning_rate") -
 
 
 def _with_intervals(axes: Axes, rows: Sequence[dict], tried: str, **how) -> None:
-    """Accuracies of rows with error bars of 95 %."""
+    """Draw the accuracies of rows with error bars of 95 %."""
     values, percent = [row[tried] for row in rows], [100 * row["accuracy"] for row in rows]
     low, high = zip(*(result_of(row).interval for row in rows))
     lengths = [[abs(at - 100 * end) for at, end in zip(percent, ends)] for ends in (low, high)]
@@ -232,30 +295,30 @@ def _with_intervals(axes: Axes, rows: Sequence[dict], tried: str, **how) -> None
 
 
 def output_paths(output: str | None, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of the pictures called `names`: in the file or folder `output`, or in `folder` if that is None. Of equal
-    names (a.png and a.jpg) the second gets a -2.
+    """Return the files of the pictures called `names`: the file `output`, or in the folder `output`, or in `folder` if that is
+    None. The second of two equal names (of a.png and a.jpg) gets a -2.
 
-    Raises OutputError, also if they cannot be written: before time is spent, without leaving a file.
+    Raises OutputError, also if they cannot be written: before any work, without leaving a file.
     """
     if output is None or Path(output).is_dir() or not Path(output).suffix:
         names = _distinct(names)
         paths = [(folder if output is None else Path(output)) / f"{name}.png" for name in names]
     elif Path(output).suffix.lower() not in SUFFIXES:
-        raise OutputError(f"--output {output}: a picture is written as {', '.join(SUFFIXES)}")
+        raise OutputError(f"--output {output}: unknown format. Use {', '.join(SUFFIXES)}, or a folder")
     elif len(names) > 1:
         raise OutputError(f"--output {output} is one file, but there are {len(names)} pictures: give a folder")
     else:
         paths = [Path(output)]
     nearest = next(parent for parent in paths[0].absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise OutputError(f"cannot write {paths[0]}: {nearest} is no folder; choose another --output")
+        raise OutputError(f"cannot write {paths[0]}: {nearest} is not a folder. Choose another --output")
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}; choose another --output") from error
+        raise OutputError(f"cannot write {paths[0]}: {error.strerror} in {nearest}. Choose another --output") from error
     for path in paths:
         if os.path.isdir(path):
-            raise OutputError(f"cannot write {path}: it is a folder; choose another --output")
+            raise OutputError(f"cannot write {path}: it is a folder. Choose another --output")
     return paths
 
 
@@ -268,8 +331,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes .png, .pdf or .svg, atomically. Raises StorageError."""
+    """Write .png, .pdf or .svg, atomically. Raises StorageError."""
     suffix = Path(path).suffix.lstrip(".").lower()
-    with warnings.catch_warnings():                    # of letters that no font has: they are drawn as boxes
+    with warnings.catch_warnings():                    # letters that no font has are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
         atomic_write(path, lambda unfinished: figure.savefig(unfinished, dpi=120, format=suffix))

@@ -1,4 +1,4 @@
-"""The last words of a run: what came out, where it is, and what a user may type next."""
+"""The end of a run: its results, where its files are, and commands to type next."""
 
 import contextlib
 import math
@@ -12,6 +12,7 @@ from torch import nn
 
 from utils import launch, process
 from utils.attention.edits import digest
+from utils.data.datasets import NAMED_BY_FOLDER
 from utils.data.splits import Splits
 from utils.files import StorageError
 from utils.run import checkpoint, profiling
@@ -23,24 +24,25 @@ from utils.training.evaluation import EvalMetrics, write_confusion
 from utils.training.trainer import Trainer
 
 from . import plots
-from .attention_effect import ATTENTION_FILE, ShownImage, choose_images, draw, predict_with_attention
+from .attention_effect import ATTENTION_FILE, ShownImage, attention_loss_line, choose_images, draw, predict_with_attention
+from .batch_picture import BATCH_FILE
 
-MOST_PASSES = 200            # over the training images: a longer run is not proposed
 RECENT_STEPS = 20            # over which a mean is taken, at least
 
 
 def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
-    """The images whose attention is shown before and after; a new run keeps what it predicts of them in its checkpoints."""
+    """Return the images whose attention is shown before and after; a new run stores what it predicts of them in checkpoints."""
     if not (data.edits and run.ranks.is_main):
         return []
-    shown = choose_images(data.splits.train, data.edits, data.final.images, data.final.name, data.held_out_edits)
+    shown = choose_images(data.splits.train, data.edits, data.final.images, data.final.name, data.held_out_edits,
+                          run.history.first.get("attention", {}).get("names", ()))
     if run.history.began_at == 0:
         run.history.first |= {"edits": digest(data.edits), "attention": _attention_now(shown, trainer, trainer.module, data)}
     return shown
 
 
 def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) -> None:
-    """Draws the curves, and the attention that edits taught; prints the summary. On rank 0.
+    """Draws the curves, and the attention before and after edits; prints the summary. On rank 0.
 
     Raises StorageError at the end if a picture or table cannot be written.
     """
@@ -50,20 +52,20 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
     if data.edits:
         title = (f"{config.name}: attention of layer {model.sigmoid_layers[-1]} before and after {config.num_steps} steps "
                  f"with weight {config.attention_loss_weight:g}")
-        taught = _attention_now(shown, trainer, trainer.eval_model, data)
+        now = _attention_now(shown, trainer, trainer.eval_model, data)
         with _collect_failures(failed):
-            draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"), taught)
+            draw(folder, title, model, config.eval_crop, data.splits.classes, shown, run.history.first.get("attention"), now)
     speed = profiling.summary(read_log(folder), model, (model.config.in_channels, *model.img_size), trainer.precision.compute,
-                              run.ranks.device, run.ranks.size, run.ranks.local_size)
-    print_summary(run, data.splits, data.final.name, speed, failed)
+                              run.ranks.device, run.ranks.size)
+    print_summary(run, data.splits, data.final.name, speed, failed, data.title)
     if failed:
-        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room; {launch.command_to_resume(folder)} then "
-                           "trains nothing and writes what is missing")
+        raise StorageError(f"{'; '.join(failed)}. The run is done and saved. Make room, then write what is missing with: "
+                           f"{launch.command_to_resume(folder)}")
 
 
 @contextlib.contextmanager
 def _collect_failures(failed: list[str]) -> Iterator[None]:
-    """A file that cannot be written does not cost the last words: its error goes to `failed`."""
+    """Adds the error of a file that cannot be written to `failed`; the summary is printed in any case."""
     try:
         yield
     except (StorageError, OSError) as error:
@@ -78,19 +80,20 @@ def _attention_now(shown: Sequence[ShownImage], trainer: Trainer, model: nn.Modu
 
 
 def metric_lines(metrics: EvalMetrics, num_classes: int) -> list[str]:
-    """What an evaluation reports beside its accuracy."""
+    """Return lines on an evaluation besides its accuracy."""
     last = min(len(metrics.top), num_classes - 1)                   # among all classes is every image
     top = [f"top-1 to top-{last} {' '.join(f'{value:.2%}' for value in metrics.top[:last])}"] if last > 1 else []
-    return [*top, f"probability    {metrics.true_probability:.4f} of the true class on average; "
-                  f"calibration error {metrics.calibration_error:.4f}"]
+    return [*top, f"probability    {metrics.true_probability:.4f} of the true class on average; calibration error "
+                  f"{metrics.calibration_error:.4f}: the mean difference between how sure the model is and how often it is right"]
 
 
-def print_evaluation(name: str, metrics: EvalMetrics, chosen: bool = False) -> None:
+def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: bool = False) -> None:
     """`chosen`: the checkpoint is a best.pt that was chosen on these images."""
     of = describe_images(metrics.images) if name == "train" else describe(_result(metrics))       # those were learned
-    print(f"{name} accuracy {metrics.accuracy:.2%}, top-5 {metrics.top5:.2%}, loss {metrics.loss:.4f} ({of})")
+    top5 = f"top-5 {metrics.top5:.2%}, " if num_classes > len(metrics.top) else ""
+    print(f"{name} accuracy {metrics.accuracy:.2%}, {top5}loss {metrics.loss:.4f} ({of})")
     if chosen:
-        print("best.pt was chosen on these images, so that its accuracy on them is a little too good")
+        print("best.pt was chosen on these images, so its accuracy on them is slightly too high")
 
 
 def _result(metrics: EvalMetrics) -> Result:
@@ -104,16 +107,17 @@ def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str], 
         print(f"  wrote {file}")
 
 
-def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], failed: list[str]) -> None:
-    """`final`: the name of the split that was evaluated last; `speed`: lines of profiling.summary.
+def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], failed: list[str], title: str) -> None:
+    """Prints the results of a run, its files, and commands to type next; writes the curves and the confusion matrix.
 
-    Writes the curves and the confusion matrix; errors of the disk go to `failed`.
+    final: the name of the split that was evaluated last; speed: lines of profiling.summary; title: the model and its data set.
+    Errors of the disk go to `failed`.
     """
     config, history, outputs = run.config, run.history, run.outputs
     folder, result, events = outputs.folder, history.result, read_log(outputs.folder)
     curves = folder / "curves.png"
     with _collect_failures(failed):
-        plots.save(plots.learning_curves(events, f"{config.name}: {config.model_type} on {config.dataset}"), curves)
+        plots.save(plots.learning_curves(events, f"{config.name}: {title}"), curves)
     best = outputs.saver.best
     newest = (checkpoint.step_files(folder) or [folder / checkpoint.BEST_FILE])[0]
     print(f"\nDone: step {config.num_steps} of {config.num_steps}, {run.seconds - history.seconds:.0f} s.")
@@ -127,64 +131,70 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
     bad = folder / BAD_IMAGES_FILE
     if bad.exists():
         count = len(bad.read_text(encoding="utf-8", errors="replace").splitlines())
-        print(f"  bad images     {count} of the training images were replaced: {bad}")
+        print(f"  bad images     {count} training image{'s were' if count != 1 else ' was'} replaced: {bad}")
+    if (folder / BATCH_FILE).exists():
+        print(f"  batches        {folder / BATCH_FILE}: what the model saw first, with its labels")
     if curves.exists():
         print(f"  curves         {curves}")
     if (folder / ATTENTION_FILE).exists():
         print(f"  attention      {folder / ATTENTION_FILE}: before, edits, after")
     tensorboard = f"{launch.command('-m tensorboard.main')} --logdir {shlex.quote(config.log_dir)}"
-    print(f"  TensorBoard    {outputs.log_folder}  ({tensorboard})")
+    print(f"  TensorBoard    {tensorboard}")
     if config.confusion_matrix:
         with _collect_failures(failed):
             print_confusion(folder, result, splits.classes)
     if not launch.is_trial():
-        _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if best else newest, len(splits.train))
+        evaluate = best and best["step"] != config.num_steps and splits.test is not splits.val
+        _print_next_commands(config, folder, folder / checkpoint.BEST_FILE if evaluate else None)
 
 
 def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
+    """Lines on the last step and on best.pt, each with the images that it was evaluated on."""
     first, result, lines = run.history.first, run.history.result, []
     before = ""
     if "accuracy" in first and first.get("split", "test") == final:
-        before = f"{first['accuracy']:.2%} before, "
+        before = f"; before training {first['accuracy']:.2%}"
     elif "accuracy" in first:
-        lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before")
-    lines += [f"{final + ' accuracy':<14} {before}{result.accuracy:.2%} after ({describe(_result(result))})",
-              *_guess_lines(splits.held_out[final].targets, _result(result)), *metric_lines(result, len(splits.classes))]
+        lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before training")
+    lines += [f"{final + ' accuracy':<14} {result.accuracy:.2%} after the last step ({describe(_result(result))}){before}",
+              *_guess_lines(splits.held_out[final].targets, _result(result)), *metric_lines(result, len(splits.classes))[:-1]]
     return [*lines, *(_best_lines(run, splits, final, best) if best else [])]
 
 
 def _guess_lines(targets: Sequence[int], result: Result) -> list[str]:
     share = Counter(map(int, targets)).most_common(1)[0][1] / len(targets)
     low, _ = result.interval
-    return [f"               not told from {share:.2%}, which is to take every image for the largest class"] * (low <= share)
+    line = f"               not clearly above {share:.2%}, the accuracy of always guessing the largest class"
+    return [line] * (low <= share)
 
 
 def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
-    """best.pt beside the last step, on the images that it was chosen on, and which figure to report."""
+    """Lines on best.pt and the last step, on the images that it was chosen on, and which figure to report."""
     name, last, lines = splits.val_name, run.config.num_steps, []
     results = {step: each for (step, split), each in run.history.logged.items() if split == name and step and each}
     is_last = best["step"] == last
     if final != name and last in results and not is_last:
-        lines.append(f"last step      {results[last].accuracy:.2%} on {name} ({describe(results[last])})")
+        lines.append(f"{name + ' accuracy':<14} {results[last].accuracy:.2%} after the last step ({describe(results[last])})")
     held = results.get(best["step"])
-    looks = f" (the best of {len(results)}; {describe_interval(held)})" if held else ""
-    lines.append(f"best           {best['accuracy']:.2%} on {name} at step {best['step']}{', the last' * is_last}{looks}: "
-                 f"{run.outputs.folder / checkpoint.BEST_FILE}")
+    count = f", the best of {len(results)} evaluations" if len(results) > 1 else ""
+    figures = f" ({describe(held) if final != name or not is_last else describe_interval(held)})" if held else ""
+    at = f"after step {best['step']}{', the last' * is_last}{count}"
+    lines.append(f"best           {best['accuracy']:.2%} on {name} {at}{figures}: {run.outputs.folder / checkpoint.BEST_FILE}")
     highest = max(results.values(), key=lambda each: each.rank(2.0), default=held)
     if held and held.accuracy < highest.accuracy:
         # Else the highest could not be saved, or was later than the checkpoint that was resumed.
         by_loss = held.rank(highest.accuracy) > highest.rank(highest.accuracy)
         lines.append(f"               {highest.accuracy:.2%} was the highest, "
-                     + ("by no more than one image, and of a higher loss" if by_loss else "and is not kept"))
+                     + ("by one image at most, and with a higher loss" if by_loss else "and was not saved"))
     if launch.is_trial() or is_last:
         return lines
     if final != name:
         figure = "report a test accuracy: the last step's is above, best.pt's comes from the first command below"
     elif splits.test is splits.val:
-        figure = "report the last step's accuracy, or hold out a test set (--test_fraction 0.2)"
+        figure = "report the accuracy of the last step, or hold out a test set (--test_fraction 0.2)"
     else:
         figure = "report a test accuracy, once all is decided: the first command below with --test once"
-    lines.append(f"               chosen on these images, so a little too good: {figure}")
+    lines.append(f"               chosen on these images, so slightly too high: {figure}")
     return lines
 
 
@@ -200,23 +210,22 @@ def _training_lines(events: Sequence[dict], config) -> list[str]:
         lines.append(f"               {whole['accuracy']:.2%} on all {whole['images']} training images, without augmentation")
     # The log has NaN and infinity, of steps that were skipped (--non_finite skip), as text.
     losses = [float(event["attention_loss"]) for event in steps if event.get("attention_loss") is not None]
-    if losses := [loss for loss in losses if math.isfinite(loss)]:
-        first, last = (sum(some) / len(some) for some in (losses[:RECENT_STEPS], losses[-RECENT_STEPS:]))
-        lines.append(f"attention loss {first:.4f} in the first steps, {last:.4f} in the last: mean square of attention - edit")
-    return lines
+    return [*lines, *attention_loss_line([loss for loss in losses if math.isfinite(loss)], RECENT_STEPS)]
 
 
-def _print_next_commands(config, folder: Path, weights: Path, train_images: int) -> None:
+def _print_next_commands(config, folder: Path, to_evaluate: Path | None) -> None:
+    """to_evaluate: the best.pt whose test accuracy is not known."""
     run, command = shlex.quote(str(folder)), launch.command
     print("Next:")
-    print(f"  {command('train.py')} --eval_only --resume_path {shlex.quote(str(weights))}")
-    if 2 * config.num_steps * config.train_batch_size <= MOST_PASSES * train_images:
-        print(f"  {launch.command_to_resume(folder, 2 * config.num_steps)}")
+    if to_evaluate:
+        print(f"  {command('train.py')} --eval_only --resume_path {shlex.quote(str(to_evaluate))}     # best.pt on the test set")
     if config.attention_edits:
-        print("  the same with --attention_loss_weight 0 and another --name     # what did the edits do, what the steps?")
+        print("  train again with --attention_loss_weight 0 and another --name     # the effect of the steps without the edits")
+    if config.dataset not in NAMED_BY_FOLDER:
+        print(f"  {command('train.sh', 'DATASET=folder DATA_DIR=PHOTOS')}     # your own photographs: one folder for each class")
+    print(f"  {command('predict.py')} {run} PHOTOS > predictions.csv     # label photographs: a folder, a file or a list")
+    exported = shlex.quote(f"{folder.name}-model")
+    print(f"  {command('export.py')} {run} --to folder --output {exported}     # for timm and transformers")
     print(f"  {command('visualize.py')} attention --checkpoint {run}     # see what it looks at")
-    print(f"  {command('predict.py')} {run} PHOTOS > predictions.csv     # a folder, a file, a list")
     if config.sigmoid_attention:
         print(f"  {command('annotate.py')} --checkpoint {run}     # edit what it looks at")
-    if config.dataset == "digits":
-        print(f"  {command('train.sh', 'DATASET=cifar10 MODEL_TYPE=ViT-B_16 NUM_STEPS=500')}     # on a GPU; downloads both")

@@ -1,4 +1,4 @@
-"""Figures of recorded attention: selects the rows of the maps, names them and adds the notes that they need.
+"""Figures of recorded attention: select the rows of the maps, name them and add the notes that they need.
 
 A model is any object with the attributes of models.ImageTransformer; this file builds none.
 
@@ -21,17 +21,17 @@ from utils.data.transforms import normalize
 from utils.run.log import LOG_FILE, scan_log
 from utils.run.mistakes import worst_first
 
-from . import pictures, plots
+from . import confusion, photo, pictures, plots
 from .plots import Figure, plain
 
 CLS, DIST, ALL, POOL = "cls token", "dist token", "mean of all queries", "pooling query"
-# What is said below pictures of a model whose head reads more than tokens of its own, by `classifier`.
-MEAN_POOLED = "The head reads the mean of the patches and no token of its own: maps are the mean over all queries."
+# The note below pictures of a model whose head reads patches too, by `classifier`.
+MEAN_POOLED = "The head reads the mean of the patches instead of a cls token: each map is the mean over all queries."
 NOTES = {"token": "", "gap": MEAN_POOLED, "mean": MEAN_POOLED, "patch_mean": MEAN_POOLED,
-         "token_mean": "The head reads the cls token and the mean of the patches: maps are of the first, and the mean over the "
-                       "queries of the patches."}
+         "token_mean": "The head reads the cls token and the mean of the patches: one map is of the cls token, one is the mean "
+                       "over the queries of the patches."}
 LARGE = 112                         # pixels of a map
-COARSE = 8                          # below so many patches a side, smooth maps would have their peaks where no patch is
+COARSE = 8                          # a smooth map of fewer patches a side would have its peaks between the patches
 
 
 class ViewError(ValueError):
@@ -41,19 +41,20 @@ class ViewError(ValueError):
 
 
 class Subject(Protocol):
-    """A model in eval mode, and what it takes to use it: what utils/build/opened.py opens."""
+    """A model in eval mode with what is needed to use it, as utils/build/opened.py opens it."""
 
     model: nn.Module
     classes: tuple[str, ...]
     title: str
     settings: dict                  # flags of train.py
-    transform: Callable             # PIL RGB -> uint8 (channels, height, width), as the model was evaluated
-    evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run counts them
+    transform: Callable             # PIL RGB -> uint8 (channels, height, width), that of the model's evaluation
+    region: Callable                # (height, width) of an image -> the part that is shown: top, left, bottom, right in 0..1
+    evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run computes them
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image that is decoded when it is drawn, and its true class where that is known."""
+    """An image that is decoded when it is drawn, and its true class if that is known."""
 
     name: str
     split: Dataset
@@ -68,6 +69,7 @@ class View:
     subject: Subject
     example: Example
     pixels: np.ndarray              # (height, width, 3) uint8
+    photo: np.ndarray               # the same part of the image, in more pixels where it has more: see photo_of
     inputs: Tensor                  # (1, channels, height, width)
     probabilities: np.ndarray       # (C,)
     maps: list[Tensor]              # (1, H, Q, K) by layer
@@ -78,13 +80,13 @@ class View:
         return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
     def title(self, what: str) -> str:
-        """Says so where the run's evaluations took the mirror image too: here the model saw the image alone."""
-        alone = " (without its mirror image)" * (self.subject.settings.get("tta") == "flip")
-        return f"{what}: {self.example.name}{alone}\n{self.subject.title}"
+        """Return the title. If the run evaluates mirror images too, it says that this picture is without."""
+        unmirrored = " (without its mirror image)" * (self.subject.settings.get("tta") == "flip")
+        return f"{what}: {self.example.name}{unmirrored}\n{self.subject.title}"
 
 
 def predict_with_attention(subject: Subject, example: Example) -> View:
-    """Shows the image to the model and records its attention. Raises ImageError."""
+    """Run the model on the image and record its attention. Raises ImageError."""
     model = subject.model
     image, _ = example.split[example.index]
     pixels = subject.transform(image)[None]
@@ -92,15 +94,16 @@ def predict_with_attention(subject: Subject, example: Example) -> View:
     with torch.no_grad(), model.recording() as maps:
         logits = model(inputs)
     probabilities = logits[0].float().softmax(dim=-1).cpu().numpy()
-    return View(subject, example, pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy(), inputs, probabilities,
+    seen = pixels[0].permute(1, 2, 0).expand(-1, -1, 3).numpy()
+    return View(subject, example, seen, photo.photo_of(subject, image, seen), inputs, probabilities,
                 [layer.cpu() for layer in maps])
 
 
 def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
-    """A map (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
+    """Return the maps of a layer by query: (1, H, Q, K) -> {query: (H, height, width)}, see `enlarge`.
 
-    The queries are the token or tokens that the head reads; of a mean-pooled model, of talking heads and of the layers before
-    pooling by attention all, averaged.
+    The queries are the tokens that the head reads. For a mean-pooled model, talking heads and the layers before pooling by
+    attention, it is the mean over all queries.
     """
     # A CaiT's layers without a cls token have talking heads.
     talking = model.config.class_layers and layer.shape[-1] == model.grid[0] * model.grid[1]
@@ -116,9 +119,9 @@ def read(model: nn.Module, layer: Tensor) -> dict[str, np.ndarray]:
 
 
 def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
-    """(..., h, w) -> as large as the image, or some times as large, so that small ones have smooth maps, too.
+    """Enlarge maps (..., h, w) to the size of the image, or to a multiple of it, so that small images have smooth maps too.
 
-    Patch by patch where the grid is coarse.
+    A coarse grid is enlarged patch by patch.
     """
     times = -(-LARGE // max(model.img_size))
     size = tuple(side * times for side in model.img_size)
@@ -126,7 +129,7 @@ def enlarge(model: nn.Module, grids: Tensor) -> np.ndarray:
 
 
 def draw_attention(view: View, layer: int | None = None, head: int | None = None) -> Figure:
-    """Every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
+    """Draw every layer, and every head of one (counted from 1; None: the last layer, the mean of the heads)."""
     model = view.subject.model
     layer = check_range("--layer", len(view.maps) if layer is None else layer, len(view.maps), "layers")
     heads = view.maps[layer - 1].shape[1]                              # pooling by attention may have more or fewer
@@ -143,19 +146,22 @@ def draw_attention(view: View, layer: int | None = None, head: int | None = None
         groups[f"every layer, {which}, {reader}"] = [
             (f"layer {number}{'*' * (reader not in found)}", one(found.get(reader, found.get(ALL))))
             for number, found in enumerate(readings, start=1)]
-    for reader, maps in readings[layer - 1].items():
-        groups[f"every head of layer {layer}, {reader}"] = [(f"head {number}", heat) for number, heat in enumerate(maps, start=1)]
+    several = len(readings[layer - 1]) > 1
+    groups[f"every head of layer {layer}, {' and '.join(readings[layer - 1])}"] = [
+        (f"head {number}{f', {reader}' * several}", heat) for reader, maps in readings[layer - 1].items()
+        for number, heat in enumerate(maps, start=1)]
     note = _note(model, "* Talking heads act on the patches, without a cls token: mean of all queries; negative weights are "
-                        "drawn as 0. The last layers are class attention.",
-                 "* A block, all of whose tokens are read: mean of all queries"
-                 + (" (and heads, where it lacks this one)" if any((head or 0) > maps.shape[1] for maps in view.maps) else "")
+                        "drawn in blue. The last layers are class attention.",
+                 "* All tokens of this block are read: mean of all queries"
+                 + (" (and of all heads, if it lacks this one)" if any((head or 0) > maps.shape[1] for maps in view.maps) else "")
                  + ". The last layer is the pooling by attention, which has one query.")
-    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note)
+    return pictures.attention(view.pixels, view.caption, chosen, groups, view.title("attention"), note, view.photo)
 
 
 def check_range(flag: str, number: int, count: int, things: str, whose: str = "the model") -> int:
     if not 1 <= number <= count:
-        raise ViewError(f"{flag} {number}: {whose} has {count} {things if count > 1 else things[:-1]}, counted from 1")
+        raise ViewError(f"{flag} {number}: {whose} has {count} {things if count > 1 else things[:-1]}. Give 1"
+                        f"{f' to {count}' * (count > 1)}")
     return number
 
 
@@ -166,17 +172,17 @@ def _note(model: nn.Module, of_cait: str, of_pooling: str) -> str:
 
 
 def joint_maps(view: View, joint: Tensor, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """Joint attention (1, N, N), or (1, 1, N) with pooling by attention -> [(name and query, map)]"""
+    """Return the maps of joint attention (1, N, N), or (1, 1, N) with pooling by attention, as [(name and query, map)]."""
     return [(f"{name}{reader}", maps[0]) for reader, maps in read(view.subject.model, joint[:, None]).items()]
 
 
 def compute_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Tensor:
-    """Attention rollout -> (1, N, N), or (1, 1, N) with pooling by attention"""
+    """Compute attention rollout: (1, N, N), or (1, 1, N) with pooling by attention."""
     return attention_maps.rollout(view.maps, fusion, drop, protected_columns(view.subject.model))
 
 
 def protected_columns(model: nn.Module) -> int:
-    """The number of columns that dropping does not change."""
+    """Return the number of columns that dropping does not change."""
     return 1 if model.config.class_layers else model.num_prefix_tokens
 
 
@@ -186,7 +192,7 @@ def draw_rollout(view: View, fusion: str = "mean", drop: float = 0.0) -> Figure:
 
 
 def compute_gradient_rollout(view: View, target: int, drop: float = 0.0) -> Tensor:
-    """Gradient rollout of class number `target` -> (1, N, N), or (1, 1, N) with pooling by attention"""
+    """Compute gradient rollout for class number `target`: (1, N, N), or (1, 1, N) with pooling by attention."""
     model = view.subject.model
     with model.recording(differentiable=True) as maps:
         logits = model(view.inputs)
@@ -196,7 +202,7 @@ def compute_gradient_rollout(view: View, target: int, drop: float = 0.0) -> Tens
 
 
 def draw_gradient_rollout(view: View, target: str | None = None, drop: float = 0.0) -> Figure:
-    """target: a class by name or number; None: the predicted one"""
+    """Draw gradient rollout. target: a class by name or number; None: the predicted one."""
     classes = view.subject.classes
     number = int(view.probabilities.argmax()) if target is None else class_index(target, classes)
     what = describe_rollout(f"gradient rollout for {classes[number]}", drop)
@@ -208,65 +214,66 @@ def describe_rollout(how: str, drop: float) -> str:
 
 
 def draw_joint(view: View, joint: Tensor, what: str) -> Figure:
-    """Any rollout (1, N, N) or (1, 1, N)."""
-    note = _note(view.subject.model, "Negative weights of talking heads count as 0; class-attention layers change the row of the "
-                                     "cls token alone.",
-                 "What the query of the pooling by attention takes of each patch, through all layers.")
+    """Draw any rollout (1, N, N) or (1, 1, N)."""
+    note = _note(view.subject.model, "Negative weights count as 0; class-attention layers only change the row of the cls token.",
+                 "What the query of the pooling by attention takes from each patch, through all layers.")
     maps = joint_maps(view, joint, "all layers, ")
-    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention")
+    return pictures.over_image(view.pixels, view.caption, maps, view.title(what), note, "share of the joint attention",
+                               view.photo)
 
 
 def class_index(target: str, classes: tuple[str, ...]) -> int:
-    """The index of a class that is given by name or number. Raises ViewError."""
+    """Return the index of a class that is given by name or number. Raises ViewError."""
     if target in classes:
         return classes.index(target)
     if not target.isdecimal() or int(target) >= len(classes):
-        raise ViewError(f"--target {target}: no such class; there are {', '.join(classes[:5])}"
-                        f"{', ...' if len(classes) > 5 else ''}, or their numbers 0 to {len(classes) - 1}")
+        more = f", ... ({len(classes):,} classes)" if len(classes) > 5 else ""
+        raise ViewError(f"--target {target}: no such class. Give one of {', '.join(classes[:5])}{more}, or its number, 0 to "
+                        f"{len(classes) - 1}")
     return int(target)
 
 
 def draw_class_attention(view: View) -> Figure:
-    """Of a CaiT: each of its class-attention layers. Raises ViewError for other families."""
+    """Draw each class-attention layer of a CaiT. Raises ViewError for other families."""
     model = view.subject.model
     if not model.config.class_layers:
-        same = {"token": ", whose rows of the cls token are the same thing", "attention": ", whose last layer is the pooling by "
+        same = {"token": ", which shows the same of the cls token", "attention": ", whose last layer is the pooling by "
                 "attention"}.get(model.config.classifier, "")
-        raise ViewError(f"only CaiT has class-attention layers; take attention{same} (the model: {view.subject.title})")
+        raise ViewError(f"class-attention: only CaiT has such layers. Use the picture `attention`{same} (the model: "
+                        f"{view.subject.title})")
     grids = attention_maps.class_attention(view.maps, model.grid)[:, 0]
-    first = len(view.maps) - len(grids) + 1
     maps = [(f"layer {number}, class attention, mean of the heads", heat)
-            for number, heat in enumerate(enlarge(model, grids), start=first)]
-    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"))
+            for number, heat in enumerate(enlarge(model, grids), start=len(view.maps) - len(grids) + 1)]
+    return pictures.over_image(view.pixels, view.caption, maps, view.title("class attention"), photo=view.photo)
 
 
 # ------------------------------------------------------------------------------------- the paper's figure 7
 
 
 def draw_distance(views: Iterable[View]) -> Figure:
-    """Attention distance of each head, mean over the images. Raises ViewError where there is none."""
+    """Draw the attention distance of each head, mean over the images. Raises ViewError if there are no images."""
     distances = []
     for view in views:
         model = view.subject.model
         distances.append(attention_maps.attention_distance(view.maps, model.grid, model.img_size))
     if not (count := len(distances)):
-        raise ViewError("no image that could be read: no distances to draw")
+        raise ViewError("distance: none of the images could be read, so there are no distances to draw")
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
-    note = "Weighted mean distance from a patch to the others, between their centres; the weights of cls and dist are left out."
+    note = "Weighted mean distance from a patch to the others, between their centers; the weights of cls and dist are left out."
     if model.config.registers or model.config.classifier == "attention":
         pool = "pooling and " * (model.config.classifier == "attention")
-        note = f"Weighted mean distance between patch centres; {pool}tokens that are no patches are left out."
+        note = f"Weighted mean distance between patch centers; {pool}tokens that are not patches are left out."
     if model.config.class_layers:
-        note = "Weighted mean distance between patch centres; negative talking heads count as 0, class attention is left out."
-    return pictures.distance((sum(distances) / count).numpy(), np.hypot(*model.img_size), title, note)
+        note = "Weighted mean distance between patch centers; negative weights count as 0; class attention is left out."
+    return pictures.distance(torch.stack(distances).nanmean(dim=0).numpy(), np.hypot(*model.img_size), title, note)
 
 
 def draw_positions(subject: Subject) -> Figure:
     """Raises ViewError for models without learned positions."""
     model = subject.model
     if model.pos_embed is None:
-        raise ViewError("the model has rotary positions alone, which are not learned: it has no position embeddings to compare "
+        raise ViewError("position: the model only has rotary positions, which are not learned, and no position embeddings "
                         f"(the model: {subject.title})")
     similarity = attention_maps.position_similarity(model.pos_embed.detach().cpu(), model.grid)
     return pictures.positions(similarity.numpy(), f"position embeddings: similarity of each patch to all others\n{subject.title}")
@@ -276,11 +283,11 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
     """Raises ViewError for hybrids."""
     model = subject.model
     if model.config.resnet_layers is not None:
-        raise ViewError("a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels: it has no filters to look at "
-                        f"(the model: {subject.title})")
+        raise ViewError("filters: a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels (the model: "
+                        f"{subject.title})")
     colors, shares = attention_maps.patch_filters(model.patch_embed.proj.weight.detach().cpu(), count)
     if not len(colors):
-        raise ViewError(f"a patch kernel of one filter has no principal components (the model: {subject.title})")
+        raise ViewError(f"filters: a patch kernel of one filter has no principal components (the model: {subject.title})")
     what = f"the first {len(colors)} principal components of the patch embedding"
     note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
     return pictures.filters(colors.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
@@ -290,7 +297,7 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
 
 
 def picture_folder(checkpoint: str | None) -> Path:
-    """The folder of a checkpoint's pictures: that of its run, otherwise output/pictures."""
+    """Return the folder for a checkpoint's pictures: that of its run, otherwise output/pictures."""
     path = Path(checkpoint or "")
     if checkpoint and path.is_dir():
         return path
@@ -298,16 +305,16 @@ def picture_folder(checkpoint: str | None) -> Path:
 
 
 def draw_curves(folders: list[str]) -> Figure:
-    """From the log of each run folder, or of the folder of a checkpoint file. Raises ViewError where there is none to draw."""
+    """Draw the curves in the log of each run folder, or of the folder of a checkpoint file. Raises ViewError if it has none."""
     runs = {}
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
         events, unreadable = scan_log(folder)
         if (wrong := plots.find_invalid_event(events)) is not None:
-            raise ViewError(f"{folder / LOG_FILE}: {wrong}: it is damaged, or not train.py's")
+            raise ViewError(f"{folder / LOG_FILE}: {wrong}. The file is damaged, or train.py did not write it")
         if not any(event["event"] in plots.DRAWN for event in events):
-            raise ViewError(f"{given}: no run with steps in its {LOG_FILE}; give run folders such as output/NAME")
-        note = f" (without {unreadable} unreadable line(s) of its log)" if unreadable else ""
+            raise ViewError(f"--checkpoint {given}: no run with steps in its {LOG_FILE}. Give run folders such as output/NAME")
+        note = f" (without {unreadable} unreadable line{'s' * (unreadable > 1)} of its log)" if unreadable else ""
         name = folder.resolve().name + note
         runs[name if name not in runs else str(folder) + note] = events
     if len(runs) == 1:
@@ -316,15 +323,17 @@ def draw_curves(folders: list[str]) -> Figure:
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
-    """Evaluates `data`, whose split is called `name`, as the run does. Raises ViewError if its classes are not the model's."""
+    """Evaluate the split `data` called `name` as the run does, and draw it. Raises ViewError if its classes are others."""
     if classes != subject.classes:
-        raise ViewError(f"the model knows {len(subject.classes)} classes ({first_names(subject.classes)}), the data have "
-                        f"{len(classes)} ({first_names(classes)}): not the same task; give --checkpoint a run on these "
-                        f"data, such as output/NAME (the model: {subject.title})")
+        raise ViewError(f"--checkpoint: the model has {len(subject.classes)} classes ({first_names(subject.classes)}), the data "
+                        f"have {len(classes)} ({first_names(classes)}): not the same task. Give a run on these data, such as "
+                        f"output/NAME (the model: {subject.title})")
     found = subject.evaluate(data)
     matrix, flipped = found.confusion.numpy(), subject.settings["tta"] == "flip"
     wrong = worst_first(found.answers[:, found.answers[1] != found.answers[2]].numpy())[:shown]
-    images = [subject.transform(data[int(index)][0]).permute(1, 2, 0).expand(-1, -1, 3).numpy() for index, *_ in wrong]
+    images = [photo.photo_of(subject, image, subject.transform(image).permute(1, 2, 0).expand(-1, -1, 3).numpy())
+              for image in (data[int(index)][0] for index, *_ in wrong)]
+    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, data.name(int(index)))
+                for index, true, guess, probability, _ in wrong]
     title = f"confusion matrix, {name}: {found.accuracy:.2%} of {found.images} images right{', with mirror images' * flipped}"
-    return pictures.confusion(matrix, classes, images, [(classes[int(true)], classes[int(guess)], probability)
-                                                        for _, true, guess, probability, _ in wrong], f"{title}\n{subject.title}")
+    return confusion.draw(matrix, classes, images, mistakes, f"{title}\n{subject.title}")

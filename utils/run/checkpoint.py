@@ -1,14 +1,13 @@
-"""RunState and its files: written whole or not at all, verified when they are opened, kept in small number.
+"""RunState and its files: written whole or not at all, and verified when they are opened; only the newest few are kept.
 
 A checkpoint is a zip file as torch.save writes it, with the SHA-256 of everything before it in the zip comment:
-torch.load alone does not notice a flipped bit. The members' own check sums (CRC-32) are omitted, as torch.serialization
+torch.load does not notice a flipped bit. The members' own check sums (CRC-32) are omitted, as torch.serialization
 allows: they would detect less and cost as much time again. The file holds tensors and plain values only and is read by
 models.checkpoints.torch_file, which runs no code.
 """
 
 import dataclasses
 import hashlib
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,21 +19,23 @@ from models.checkpoints import first_look, torch_file
 from models.checkpoints.run_fields import FORMAT, check_run, lacking
 from utils.files import atomic_write
 
-RULES = 3                        # of this code, for runs that it begins; see RunState.rules
-STEP_FILE = re.compile(r"step-(\d{8,})\.pt")
-BEST_FILE = "best.pt"
+from .names import BEST_FILE, STEP_FILE, checkpoint_files, step_files, step_path
+
+__all__ = ["BEST_FILE", "STEP_FILE", "checkpoint_files", "step_files", "step_path"]
+
+RULES = 4                        # of this code, for runs that it begins; see RunState.rules
 CHUNK = 1 << 20
-WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # what a header is without
+WEIGHTS = {"model": {}, "optimizer": {}, "scaler": {}, "ema": {}, "first": {}}        # fields that a header lacks
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or of another run."""
+    """Raised for a checkpoint that is missing, damaged or of another run."""
 
     exit_code = 2
 
 
 class NonFiniteError(CheckpointError):
-    """Weights are NaN or infinite, and not saved."""
+    """Raised instead of saving weights that are NaN or infinite."""
 
     exit_code = 4
 
@@ -43,7 +44,7 @@ class NonFiniteError(CheckpointError):
 class RunState:
     """Everything that a run needs to resume exactly. No generator state: see randomness.py.
 
-    What a file may hold of each field, and which of them older files lack: models/checkpoints/run_fields.py.
+    models/checkpoints/run_fields.py defines what a file may hold in each field, and which fields older files lack.
     """
 
     step: int                       # batches consumed
@@ -53,7 +54,7 @@ class RunState:
     optimizer: dict
     scaler: dict
     best: dict                      # {"step", "accuracy"} of the best evaluation, {} before the first
-    # Before training: {"accuracy", "split"}, where something was evaluated then; {"edits", "attention"} with --attention_edits.
+    # Before training: {"accuracy", "split"} of an evaluation, if there was one; {"edits", "attention"} with --attention_edits.
     first: dict
     config: dict                    # the resolved configuration
     architecture: dict              # the row of configs.MODELS as used
@@ -66,23 +67,24 @@ class RunState:
     threads: int = 0                # PyTorch's within an operation, which change the last bits; 0: not known
     data: str = ""                  # splits.fingerprint of the training data; "": not known
     cached: bool | None = None      # whether the training images are cached on the device; None: not known
-    # Of the code that began the run. 2: fewer than 10 steps learn at every one (lr_multiplier); 3: best.pt does not tell apart
-    # what one image does (Run.is_best).
+    # Of the code that began the run. 2: with fewer than 10 steps the last one learns too (lr_multiplier); 3: a difference of one
+    # image does not decide which evaluation is the best (Run.is_best); 4: the only held-out split has the name that the data give
+    # it, not always "test" (build.find.open_data).
     rules: int = 1
-    license: str = ""               # of the weights that the run began with, which binds those made of them; "": not known
+    license: str = ""               # of the start weights, which also binds those trained from them; "": not known
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCheckpoint:
-    """A checkpoint file that was opened and verified: pass it on instead of its path, so that it is hashed once."""
+    """A checkpoint file that was opened and verified. Pass it on instead of its path, so that it is hashed only once."""
 
     path: Path
     header: RunState                # without what is in WEIGHTS
-    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)      # newer files of the folder: why they are not used
-    lacking: tuple[str, ...] = ()   # fields that it was written without, by an earlier version
+    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)      # newer files of the folder, and why not used
+    lacking: tuple[str, ...] = ()   # fields that the earlier version which wrote it did not have
 
     def state(self) -> RunState:
-        """Everything, tensors on the CPU. Raises CheckpointError."""
+        """Returns the whole state, with tensors on the CPU. Raises CheckpointError."""
         state = RunState(**_read(self.path, mapped=False))
         if state.step != self.header.step:
             raise CheckpointError(f"{self.path} was replaced while it was being read. Start again.")
@@ -90,7 +92,7 @@ class RunCheckpoint:
 
 
 def open_run_checkpoint(path: Path) -> RunCheckpoint:
-    """Verifies that the file is what `save` wrote, bit for bit, and of the step in its name. Raises CheckpointError."""
+    """Opens a file after checking that it is what `save` wrote, bit for bit, at the step in its name. Raises CheckpointError."""
     try:
         first_look.check_seal(path)
         with open(path, "rb") as stream:
@@ -108,7 +110,7 @@ def open_run_checkpoint(path: Path) -> RunCheckpoint:
 
 
 def read_header(path: Path) -> RunState:
-    """The state without what is in WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
+    """Returns the state without the fields of WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
     return _header(_read(path, mapped=True))
 
 
@@ -117,8 +119,8 @@ def _header(content: dict) -> RunState:
 
 
 def _read(path: Path, mapped: bool) -> dict:
-    """The fields of a RunState, each of its kind. Does not verify the SHA-256. `mapped`: numbers stay in the file until they are
-    used."""
+    """Returns the fields of a RunState, with their types checked. Does not verify the SHA-256. `mapped`: numbers stay in the
+    file until they are used."""
     try:
         content = torch_file.read(path, mapped=mapped, verified=True)
         check_run(content, path)
@@ -133,8 +135,8 @@ def _read(path: Path, mapped: bool) -> dict:
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raises NonFiniteError if a weight is NaN or infinite. Takes each tensor's minimum and maximum, without a copy."""
     floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
-    ends = [end.double() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
-    finite = torch.stack(ends).isfinite().tolist() if ends else []             # one transfer from a GPU
+    ends = [end.isfinite() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
+    finite = torch.stack(ends).tolist() if ends else []                        # one transfer from a GPU
     for name, low, high in zip(floats, finite[::2], finite[1::2]):
         if not (low and high):
             raise NonFiniteError(f"the weights are not finite any more ({name} is the first) and are not saved")
@@ -158,16 +160,16 @@ def _write(path: Path, content: object) -> None:
 
 
 class _Sealed:
-    """Passes on what torch.save writes, and puts the digest of it into the archive's comment, without reading it again.
+    """Writes what torch.save writes, and its digest into the archive's comment, without reading the file again.
 
-    The archive ends with the length of its comment, 0, in two bytes: these are withheld until the end is known.
+    The archive ends with the length of its comment, 0, in two bytes. They are withheld until the end is known.
     """
 
     def __init__(self, stream: typing.BinaryIO):
         self._stream, self._digest, self._withheld, self._error = stream, hashlib.sha256(), b"", None
 
     def write(self, data) -> int:
-        """Never raises, since torch's writer would hide the error and finish the archive. `close` raises."""
+        """Never raises: torch's writer would hide the error and finish the archive. `close` raises it."""
         view = memoryview(data)
         try:
             if self._error is None:
@@ -200,24 +202,8 @@ class _Sealed:
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
-def step_path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.pt"
-
-
-def step_files(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := STEP_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Newest first; best.pt last: it serves a run that ended between its first evaluation and its first checkpoint."""
-    best = folder / BEST_FILE
-    return [*step_files(folder), *([best] if best.exists() else [])]
-
-
 def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
-    """The newest intact checkpoint of a run; without `verify` the newest that can be read. Raises CheckpointError."""
+    """Opens the newest intact checkpoint of a run; without `verify` the newest that can be read. Raises CheckpointError."""
     skipped = {}
     for path in checkpoint_files(folder):
         try:

@@ -1,13 +1,13 @@
 """The folder of a run: used by one process group at a time, never overwritten.
 
-Its TensorBoard files are in LOG_DIR/NAME, which runs of that name in two output folders share.
+TensorBoard files are in LOG_DIR/NAME, which runs of one name in different output folders share.
 
     OUTPUT_DIR/NAME/
       config.json            the resolved configuration, versions, git commit
       log.jsonl              append-only events (log.py)
       step-00000100.pt ...   RunStates (checkpoint.py), the newest few
       best.pt                the RunState of the best evaluation
-      mistakes.csv           what it took for another class in that evaluation, the worst first
+      mistakes.csv           the images that it got wrong in that evaluation, the worst first
       curves.png
 """
 
@@ -22,25 +22,15 @@ from pathlib import Path
 import torch
 
 from models.checkpoints.first_look import is_sweep
-from utils import launch
 from utils.files import FileLock, InUseError, atomic_write
 
 from . import checkpoint as checkpoints
 from .checkpoint import BEST_FILE, CheckpointError, RunCheckpoint, RunState
 from .log import LOG_FILE, events_until, read_log, write_log
+from .names import FolderError, check_free, lock
 
 CONFIG_FILE, BAD_IMAGES_FILE, MISTAKES_FILE = "config.json", "bad_images.txt", "mistakes.csv"
 AUTO = "auto"             # as RESUME_PATH: resume if there is a run to resume
-
-
-class FolderError(ValueError):
-    """A run folder cannot be used."""
-
-    exit_code = 2
-
-
-def lock(folder: Path) -> FileLock:
-    return FileLock(folder, "Wait for it, stop it, or choose another --name.")
 
 
 # -------------------------------------------------------------------------------------------------------------- create
@@ -64,9 +54,9 @@ def create(output_dir: str, name: str | None, stem: str) -> Path:
             if name:
                 raise
             continue
-        if not checkpoints.checkpoint_files(folder):      # a start that left no checkpoint left nothing to resume
+        if not checkpoints.checkpoint_files(folder):      # an earlier start left no checkpoint, so there is nothing to resume
             _remove_unfinished(folder)
-            if read_log(folder):                          # keeps it as log-1.jsonl, log-2.jsonl, ...
+            if read_log(folder):                          # is kept as log-1.jsonl, log-2.jsonl, ...
                 number = next(number for number in range(1, 10_000) if not (folder / f"log-{number}.jsonl").exists())
                 (folder / LOG_FILE).rename(folder / f"log-{number}.jsonl")
             write_log(folder, [])
@@ -88,19 +78,8 @@ def _claim(folder: Path) -> FileLock:
         raise FolderError(f"cannot write or lock {folder} ({error.strerror}). Choose another --output_dir.") from error
 
 
-def check_free(output_dir: str, name: str) -> None:
-    """Raises the error of `create` if OUTPUT_DIR/NAME is in use or holds a run or a sweep. Creates and locks nothing."""
-    folder = Path(output_dir) / name
-    if is_sweep(folder):
-        raise FolderError(f"{folder} already holds a sweep, of several runs. Choose another --name.")
-    lock(folder).check()
-    if folder.is_dir() and checkpoints.checkpoint_files(folder):
-        raise FolderError(f"{folder} already holds a run. Resume it ({launch.command_to_resume(folder)}), or choose another "
-                          "--name.")
-
-
 def _remove_unfinished(folder: Path) -> None:
-    """Removes temporary files of a process that was killed while it wrote. Call it with the folder locked."""
+    """Removes temporary files of a process that was killed while writing. Call it with the folder locked."""
     for unfinished in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -112,8 +91,8 @@ def _remove_unfinished(folder: Path) -> None:
 def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None = None) -> RunCheckpoint | None:
     """Opens a checkpoint file, or the newest intact one of a run folder. Raises CheckpointError.
 
-    "auto" means the folder OUTPUT_DIR/NAME; None: it holds no checkpoint yet, the run has to be started. In all other
-    cases a run is never silently started from scratch. Raises FolderError if "auto" comes without a name.
+    "auto" means the folder OUTPUT_DIR/NAME; if it holds no checkpoint yet, returns None: the run has to be started. In all
+    other cases a run is never silently started from scratch. Raises FolderError for "auto" without a name.
     """
     if resume_path == AUTO:
         if not name:
@@ -132,9 +111,9 @@ def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None
 
 
 def resolve_checkpoint(path: str | Path) -> str | Path:
-    """A run folder's best checkpoint, or else its newest readable one; any other path or name unchanged.
+    """Returns the best checkpoint of a run folder, or else its newest readable one; any other path or name unchanged.
 
-    Whoever opens the file verifies it. Raises CheckpointError.
+    The file is not verified. Raises CheckpointError.
     """
     if not Path(path).is_dir():
         return path
@@ -146,7 +125,7 @@ def resolve_checkpoint(path: str | Path) -> str | Path:
 
 
 def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> tuple[Path, dict]:
-    """Locks the folder in which a run continues: its own, or a new one if NAME or OUTPUT_DIR differ (a branch).
+    """Locks the folder in which a run continues: the same, or a new one if NAME or OUTPUT_DIR differ (a branch).
 
     -> (the folder, {"step", "accuracy"} of its best.pt or {})
 
@@ -165,14 +144,14 @@ def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) 
             raise FolderError(f"{checkpoint.path} is at step {checkpoint.header.step}, but {home} continues to {path.name}. "
                               f"Resume the folder, or choose a new --name to branch off from step {checkpoint.header.step}.")
     _remove_unfinished(home)
-    for path in newer:        # they are damaged, and would count among the newest when old checkpoints are deleted
+    for path in newer:        # damaged ones would count among the newest when old checkpoints are deleted
         path.rename(path.with_name(f"{path.name}.damaged"))
     write_log(home, events_until(home, checkpoint.header.step))
     return home, _best(checkpoint, home)
 
 
 def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> None:
-    """Raises the error of `resume` if the folder is in use or a branch's holds a run. Creates and locks nothing."""
+    """Raises the error of `resume` if the folder is in use, or that of a branch holds a run. Creates and locks nothing."""
     home, target = _folders(checkpoint, output_dir, name)
     if target == home:
         lock(home).check()
@@ -190,7 +169,7 @@ def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> tuple[Path, 
 
 
 def _best(checkpoint: RunCheckpoint, home: Path) -> dict:
-    """The evaluation of best.pt; {} if that is missing, damaged, or later than the checkpoint: then it is evaluated again."""
+    """Returns the evaluation of best.pt; {} if it is missing, damaged, or later than the checkpoint: then it is made again."""
     path = home / BEST_FILE
     header = checkpoint.header if checkpoint.path == path else _header(path)
     return header.best if header and header.step <= checkpoint.header.step else {}
@@ -207,7 +186,7 @@ def _folders(checkpoint: Path, output_dir: str | None, name: str | None) -> tupl
 
 
 def _header(path: Path) -> RunState | None:
-    """None for a file that is missing or damaged."""
+    """Returns None for a file that is missing or damaged."""
     with contextlib.suppress(CheckpointError):
         return checkpoints.open_run_checkpoint(path).header
     return None
@@ -217,7 +196,7 @@ def _header(path: Path) -> RunState | None:
 
 
 def write_config(folder: Path, config: dict, architecture: dict, world_size: int) -> None:
-    """config.json: what was run, with versions and the git commit, for people and scripts; the program does not read it."""
+    """Writes config.json: the settings, versions and git commit, for people and scripts; no run reads it."""
     content = {
         "config": config,
         "architecture": architecture,
@@ -230,7 +209,7 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
 
 
 def _commit() -> str | None:
-    """Of this program, with '+' if files differ from it; None outside a git checkout."""
+    """Returns the commit of this program, with '+' if files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parents[2]), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None

@@ -1,6 +1,6 @@
-"""Whether a run goes badly, by its log: warnings that come early, once each, with the two settings most likely to help.
+"""Early warnings of a run that goes badly, from its log: each once, with the two settings most likely to help.
 
-A false alarm is worse than silence: each limit leaves healthy runs a margin, whatever their data, loss and augmentation.
+A false alarm is worse than silence: each limit leaves a margin for healthy runs, whatever their data, loss and augmentation.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Any
 
 WINDOW = 512             # images, and at least 10 steps, over which a mean is taken
-PATIENCE = 40, 300       # steps after the warm-up before anything is judged: a tenth of the run, but no fewer and no more
-UNMOVED = 0.01           # part of the loss of guessing by which any run that learns falls below it in that time
+PATIENCE = 40, 300       # steps after the warm-up before a warning: a tenth of the run, within these limits
+UNMOVED = 0.01           # fraction of the loss of guessing by which any run that learns falls below it in that time
 UNMOVED_MIXED = 0.001    # the same for mixed images, whose loss stays near it
-ROSE = 1.1               # times the loss of guessing: a run whose loss was there takes steps that are too long
-ONE_CLASS = 0.05         # of the images of all other classes: so few of them may still be told apart
+ROSE = 1.1               # times the loss of guessing: if the loss was that high, the learning rate is too high
+ONE_CLASS = 0.05         # of the images of all other classes: at most so many get another prediction
 BY_HEART = 0.95          # training accuracy
 GAP = 0.1                # by which the held-out accuracy is below it, and by three sampling errors
 RISEN = 1.2              # times its lowest value: the held-out loss
@@ -23,12 +23,12 @@ RISEN = 1.2              # times its lowest value: the held-out loss
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the course of a run is judged by. `config` has its settings as attributes."""
+    """What the warnings depend on. `config` has the settings of the run as attributes."""
 
     config: Any
     classes: Sequence[str]
-    train_share: float                      # of the training images that are of the largest class
-    guess_loss: float | None                # of criterion.guess_loss; None: not known, as with a teacher
+    train_share: float                      # fraction of the training images in the largest class
+    guess_loss: float | None                # criterion.guess_loss; None: unknown, as with a teacher
     held_out: str = ""                      # the split that is evaluated during training; "" without one
     held_out_share: float = 1.0             # as train_share
 
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def judged_from(self) -> int:
-        """The first step after which figures mean something; in a short run half of what follows the warm-up."""
+        """Returns the first step at which the figures mean something; in a short run half of the steps after the warm-up."""
         after, (least, most) = self.config.num_steps - self.config.warmup_steps, PATIENCE
         return self.config.warmup_steps + min(max(after // 10, least), most, after // 2)
 
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Health:
-    """Follows the events of a run, as its log has them."""
+    """Follows the events of a run in the form of its log."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -59,12 +59,12 @@ class Health:
         self._said: set[str] = set()
 
     def resume(self, events: Sequence[dict]) -> None:
-        """Takes the events of earlier sessions, which have said what there was to say."""
+        """Takes the events of earlier sessions, whose warnings have been printed."""
         for event in events:
             self.follow(event)
 
     def follow(self, event: dict) -> list[str]:
-        """-> warnings; mostly none"""
+        """Returns new warnings, usually none."""
         plan, warnings = self.plan, {}
         if event["event"] == "train" and not event.get("skipped"):
             self._add(event)
@@ -91,12 +91,12 @@ class Health:
 
     @property
     def _too_fast(self) -> bool:
-        """Whether the loss was far above that of guessing, or of the first steps."""
+        """Returns whether the loss was far above that of guessing, or of the first steps."""
         return self._highest > ROSE * (self._first if self.plan.guess_loss is None else self.plan.guess_loss)
 
 
 def flat_loss(plan: Plan, step: int, recent: Sequence[tuple[float, float]], too_fast: bool) -> str:
-    """What is wrong where the last steps, (loss, accuracy) each, are no better than a guess; else ""."""
+    """Returns a warning if the last steps, (loss, accuracy) each, are no better than guessing; else ""."""
     loss, accuracy = _means(recent)
     if not _is_unmoved(plan, recent):
         return ""
@@ -108,18 +108,19 @@ def flat_loss(plan: Plan, step: int, recent: Sequence[tuple[float, float]], too_
 
 
 def one_class(plan: Plan, event: dict, recent: Sequence[tuple[float, float]], too_fast: bool) -> str:
-    """What is wrong where an evaluation takes nearly all images for one class; else ""."""
+    """Returns a warning if nearly all images of an evaluation are predicted as one class; else ""."""
     images, share = event["images"], event.get("predicted_share", 0.0)
     of_others = round(images * (1 - plan.held_out_share))
     if of_others < 5 or images * (1 - share) > ONE_CLASS * of_others:
         return ""
     name, advice = plan.classes[event["predicted_class"]], _advice(plan, too_fast, _is_unmoved(plan, recent), plan.is_unbalanced)
-    return (f"at step {event['step']} {round(images * share)} of the {images} {plan.held_out} images are taken for {name}, one "
-            f"of {len(plan.classes)} classes. {advice}")
+    return (f"at step {event['step']} {round(images * share)} of the {images} {plan.held_out} images are predicted as {name}, "
+            f"one of {len(plan.classes)} classes. {advice}")
 
 
 def by_heart(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[tuple[float, float]]) -> str:
-    """What is wrong where a run knows its training images and is ever less sure of others; else "". `earlier`: evaluations."""
+    """Returns a warning of overfitting: the training images are right while the held-out loss rises; else "". `earlier`:
+    evaluations."""
     config, (_, training), accuracy = plan.config, _means(recent), event["accuracy"]
     margin = max(GAP, 3 * math.sqrt(accuracy * (1 - accuracy) / event["images"]))
     wrong = (1 - BY_HEART) * min(1, 2 * (1 - plan.train_share))      # where most are of one class, guessing it is right as often
@@ -137,7 +138,7 @@ def by_heart(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[
     found.append(f"a higher --weight_decay (WEIGHT_DECAY, now {config.weight_decay:g})")
     return (f"at step {event['step']} {training:.1%} of the training images are right and {accuracy:.1%} of {event['images']} "
             f"{plan.held_out} images, whose loss has risen from {float(lowest['loss']):.3g} (step {lowest['step']}) to "
-            f"{float(event['loss']):.3g}: they are learned by heart. Try {' or '.join(found[:2])}")
+            f"{float(event['loss']):.3g}: the run overfits. Try {' or '.join(found[:2])}")
 
 
 def _means(recent: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -145,7 +146,7 @@ def _means(recent: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _is_unmoved(plan: Plan, recent: Sequence[tuple[float, float]]) -> bool:
-    """Whether nothing has been learned but the classes' frequencies. Comparisons with NaN are false."""
+    """Returns whether nothing but the classes' frequencies has been learned. Comparisons with NaN are false."""
     (loss, accuracy), share = _means(recent), plan.train_share
     images = max(1, len(recent) * plan.config.train_batch_size)
     guesses = accuracy <= share + 2 * math.sqrt(share * (1 - share) / images)
@@ -159,7 +160,7 @@ def _is_unmoved(plan: Plan, recent: Sequence[tuple[float, float]]) -> bool:
 
 
 def _advice(plan: Plan, too_fast: bool, unmoved: bool, unbalanced: bool = False) -> str:
-    """The two settings most likely to help."""
+    """Returns the two settings most likely to help."""
     config, found = plan.config, []
     slow = unmoved and not too_fast
     if unbalanced and config.class_weights == "none":

@@ -1,4 +1,4 @@
-"""log.jsonl: the events of a run, one JSON object a line, appended while it trains and read by all that draws or sums up."""
+"""log.jsonl: the events of a run, one JSON object on each line, appended while it trains; curves and summaries read it."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ class Log:
             self._warned = True
 
     def _append(self, line: bytes) -> None:
-        """All of it or nothing."""
+        """Writes the whole line or nothing."""
         size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
@@ -40,7 +40,7 @@ class Log:
             raise
 
     def close(self) -> None:
-        """Raises OSError: some disks tell of a failed write here."""
+        """Raises OSError: some disks report a failed write only here."""
         with naming(self._path):
             os.close(self._file)
 
@@ -52,7 +52,7 @@ def sync_log(folder: Path) -> None:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The events of a log, without unreadable lines; [] where there is no log."""
+    """Returns the events of a log without unreadable lines; [] if there is no log."""
     return scan_log(folder)[0]
 
 
@@ -67,17 +67,17 @@ def scan_log(folder: Path) -> tuple[list[dict], int]:
 
 
 def _event(line: str) -> dict | None:
-    """None unless it is a JSON object that names its event, and an evaluation's its split."""
+    """Returns a JSON object with the name of its event, and for an evaluation of its split; None for any other line."""
     try:
         event = json.loads(line)
-    except (ValueError, RecursionError):          # also for numbers and nesting beyond what Python reads
+    except (ValueError, RecursionError):          # also for numbers and nesting that are too large for Python
         return None
     names = ("event", "split") if isinstance(event, dict) and event.get("event") == "eval" else ("event",)
     return event if isinstance(event, dict) and all(isinstance(event.get(name), str) for name in names) else None
 
 
 def events_until(folder: Path, step: int) -> list[dict]:
-    """The events up to a step: each training step once and in order, whatever is damaged or doubled."""
+    """Returns the events up to a step: each training step once and in order, even if lines are damaged or repeated."""
     kept, last = [], 0
     for event in read_log(folder):
         at, is_step = event.get("step"), event.get("event") == "train"

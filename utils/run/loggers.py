@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from utils import process
 from utils.files import StorageError, atomic_write, naming, write_file
-from utils.training.evaluation import EvalMetrics
+from utils.training.evaluation import TOP, EvalMetrics
 from utils.training.trainer import StepMetrics
 
 from .folder import BAD_IMAGES_FILE
@@ -26,14 +27,14 @@ from .profiling import pace
 from .time_left import TimeLeft, in_words
 
 PLAIN_LINES = 20      # progress lines over a run where there is no terminal for a bar
-LEFT_SHOWN = 10.0     # seconds: of a run that is over sooner nobody asks how long it takes
+LEFT_SHOWN = 10.0     # seconds: the time left is not printed for a shorter run
 PACE_STEPS = 20       # over which the displayed speed is a mean: a single step may have waited for a loader that others did not
-# What is in the log alone; all other numbers of an event are drawn.
+# Only in the log; all other numbers of an event are drawn.
 NOT_DRAWN = {"step", "seconds", "skipped", "images", "top2", "top3", "top4", "predicted_class", "predicted_share"}
 
 
 class LoggerError(ValueError):
-    """A logger cannot be used."""
+    """Raised when a logger cannot be used."""
 
     exit_code = 2
 
@@ -47,7 +48,7 @@ def check_wandb() -> None:
 
 
 def scalars(event: dict) -> dict[str, float]:
-    """The figures of a "train" or "eval" event that are drawn, by their tags: train/loss, val/accuracy, ..."""
+    """Return the drawn figures of a "train" or "eval" event by tag: train/loss, val/accuracy, ..."""
     if event["event"] not in ("train", "eval"):
         return {}
     return {f"{event.get('split', 'train')}/{key}": value for key, value in event.items()
@@ -55,22 +56,24 @@ def scalars(event: dict) -> dict[str, float]:
 
 
 class RunLogger:
-    """`folder` None: log nothing (all ranks but 0)."""
+    """Writes the events of a run. With `folder` None (all ranks but 0) it logs nothing."""
 
     def __init__(self, folder: Path | None, tensorboard_dir: Path | None, first_step: int, total_steps: int,
                  wandb_project: str | None = None, config: dict | None = None, eval_every: int | None = None,
-                 health: Health | None = None):
-        """`config` is what W&B shows beside the run; call `check_wandb` before. eval_every: steps between evaluations. The
-        warnings of `health` are printed."""
+                 health: Health | None = None, num_classes: int | None = None, aliases: Mapping[str, str] | None = None):
+        """`config`: the settings that W&B shows with the run; call `check_wandb` before. eval_every: steps between evaluations.
+        The warnings of `health` are printed. num_classes: top-5 is not printed for five or fewer. aliases: a tag of TensorBoard
+        -> a second tag for the same values."""
         self._writers, self._file, self._console, self._health = [], None, None, health
         if folder is None:
             return
         self._file = Log(folder, self.log)
         self._console = (_ProgressBar(first_step, total_steps) if sys.stderr.isatty() else
                          _PlainLines(total_steps, TimeLeft(first_step, total_steps, eval_every)))
+        self._console.shows_top5 = num_classes is None or num_classes > TOP
         self._writers.append(self._console)
         if tensorboard_dir is not None:
-            self._writers.append(_TensorBoard(tensorboard_dir, first_step))
+            self._writers.append(_TensorBoard(tensorboard_dir, first_step, aliases or {}))
         if wandb_project is not None:
             self._writers.append(_WandB(wandb_project, folder, config or {}, first_step))
 
@@ -87,7 +90,7 @@ class RunLogger:
         self._write({"event": "eval", "step": step, "split": split, **metrics.as_dict()})
 
     def log_session(self, kind: str, step: int, **details) -> None:
-        """"start", "resume", "end", ... of a session, with what should be remembered of it."""
+        """Logs an event of a session ("start", "resume", "end", ...) with its details."""
         self._write({"event": kind, "step": step, "time": round(time.time(), 3), **details})
 
     def _write(self, event: dict) -> None:
@@ -109,8 +112,8 @@ class RunLogger:
                 self._writers.remove(writer)
                 place = error.filename or writer.place
                 where = f" in {place}" if place else ""
-                self.log(f"warning: {writer.name}{where} fails ({error.strerror or error}) and is off from now on; training "
-                         "continues")
+                reason = error.strerror or error
+                self.log(f"warning: {writer.name}{where} failed ({reason}) and is turned off; training continues")
                 with contextlib.suppress(OSError):
                     writer.close()
 
@@ -121,9 +124,9 @@ class RunLogger:
 
 
 class BadImages:
-    """bad_images.txt of the run in `folder`: each line once, in alphabetical order. For rank 0.
+    """Writes bad_images.txt of the run in `folder`: each line once, in alphabetical order. For rank 0.
 
-    A write that fails is a warning; the next one brings all lines.
+    A write that fails costs a warning; the next one writes all lines.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]):
@@ -150,9 +153,10 @@ class BadImages:
 
 
 class _Console:
-    """Shows steps and evaluations; its kinds `print` a line and show a step's progress."""
+    """Shows steps and evaluations; subclasses `print` a line and `_show` a step's progress."""
 
     place = None            # of the files that a writer makes
+    shows_top5 = True
 
     def __init__(self):
         self._steps: deque[dict] = deque(maxlen=PACE_STEPS)
@@ -165,8 +169,9 @@ class _Console:
             attention = f" (attention {event['attention_loss']:.4f})" if "attention_loss" in event else ""
             self._show(event, f"loss {event['loss']:.4f}{attention}, lr {event['lr']:.2e}, {pace(self._steps)}")
         elif event["event"] == "eval":
-            self.print(f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, top-5 {event['top5']:.2%}, "
-                       f"loss {event['loss']:.4f} ({event['images']} image{'s' * (event['images'] != 1)})")
+            top5 = f"top-5 {event['top5']:.2%}, " if self.shows_top5 else ""
+            self.print(f"step {event['step']}: {event['split']} accuracy {event['accuracy']:.2%}, {top5}loss {event['loss']:.4f} "
+                       f"({event['images']} image{'s' * (event['images'] != 1)})")
 
     def close(self) -> None:
         pass
@@ -187,7 +192,7 @@ class _ProgressBar(_Console):
         from tqdm import tqdm
 
         super().__init__()
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training")
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", desc="training", **process.bar_size())
 
     def print(self, text: str) -> None:
         self._bar.write(text, file=sys.stdout)
@@ -201,13 +206,14 @@ class _ProgressBar(_Console):
 
 
 class _PlainLines(_Console):
-    """About PLAIN_LINES plain lines over the run, where there is no terminal, and one that says how long the run will take."""
+    """Prints about PLAIN_LINES lines over the run, where there is no terminal, and one on how long the run will take."""
 
     name = "the output"
 
     def __init__(self, total_steps: int, left: TimeLeft):
         super().__init__()
-        self._total, self._every, self._left, self._told = total_steps, max(1, total_steps // PLAIN_LINES), left, False
+        self._total, self._every = total_steps, max(1, total_steps // PLAIN_LINES)
+        self._left, self._showed_left = left, False
 
     def print(self, text: str) -> None:
         print(text, flush=True)
@@ -220,25 +226,26 @@ class _PlainLines(_Console):
         step, left = event["step"], self._left
         known = left.known and step < self._total
         if step % self._every == 0 or step == self._total:
-            remaining = f", {in_words(left.seconds)} left" if known and self._told else ""
+            remaining = f", {in_words(left.seconds)} left" if known and self._showed_left else ""
             self.print(f"step {step}/{self._total}: {figures}{remaining}")
-        if known and not self._told:
-            self._told = True
+        if known and not self._showed_left:
+            self._showed_left = True
             if left.seconds >= LEFT_SHOWN:
                 self.print(f"about {in_words(left.seconds)} left ({left.a_step:.2g} s a step)")
 
 
 class _TensorBoard:
-    """Its library writes in a thread, whose error is raised by the next call; the thread's own traceback is suppressed."""
+    """Writes event files. The library writes in a thread, whose error the next call raises; the thread's own traceback is
+    suppressed."""
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int, aliases: Mapping[str, str]):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # quiet, should TensorFlow be installed
         from torch.utils.tensorboard import SummaryWriter
 
-        self.place = folder
-        # What an earlier session wrote after the checkpoint is void: its steps come again.
+        self.place, self._aliases = folder, aliases
+        # Hides what an earlier session wrote after the checkpoint: its steps are repeated.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
         self._hook, threading.excepthook = threading.excepthook, self._thread_ended
 
@@ -248,7 +255,8 @@ class _TensorBoard:
 
     def write(self, event: dict) -> None:
         for tag, value in scalars(event).items():
-            self._writer.add_scalar(tag, value, event["step"])
+            for each in filter(None, (tag, self._aliases.get(tag))):
+                self._writer.add_scalar(each, value, event["step"])
 
     def close(self) -> None:
         threading.excepthook = self._hook

@@ -1,4 +1,4 @@
-"""mistakes.csv: the images that a run's best model takes for another class, the worst first. Among them are wrong labels."""
+"""mistakes.csv: the images that the best model of a run gets wrong, the worst first. Some of them have wrong labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ COLUMNS = ("path", "true", "predicted", "probability", "loss")
 
 
 def write_mistakes(metrics: EvalMetrics, images: Dataset, classes: Sequence[str], outputs: Any, ranks: Ranks) -> None:
-    """Of an evaluation with `answers`, by all ranks; without them nothing. A full disk costs the table, not the run.
+    """Writes the mistakes of an evaluation with `answers`; called on all ranks. A full disk costs the table, not the run.
 
-    outputs: the run's, with its folder and logger.
+    outputs: those of the run, with its folder and logger.
     """
     if metrics.answers is None:
         return
@@ -38,5 +38,5 @@ def write_mistakes(metrics: EvalMetrics, images: Dataset, classes: Sequence[str]
 
 
 def worst_first(answers: np.ndarray) -> list[list[float]]:
-    """(5, n) as EvalMetrics.answers -> its columns, the highest loss first; of equal ones in the order of the images"""
+    """(5, n) as EvalMetrics.answers -> its columns, the highest loss first; equal ones in the order of the images"""
     return answers[:, np.lexsort((answers[0], -answers[4]))].T.tolist()

@@ -1,9 +1,10 @@
-"""The speed of a run, its share of the machine's limit, and a profile of some of its steps.
+"""The speed of a run, on GPUs as a fraction of their limit, and a profile of some of its steps.
 
-The limit is the rate that the machine reaches in a large matrix product of the run's precision, measured when the run has
-ended (PaLM, arXiv 2204.02311, appendix B, divides by the vendor's figure and calls the quotient utilization). The work of
-a step is that of its matrix products, convolutions and attention, forward and backward, by PyTorch's own counter: 2 for a
-multiplication and addition, 0 for gradients that are not computed because layers are frozen.
+The limit is the rate that a GPU reaches in a large matrix product of the run's precision, measured after the run (PaLM, arXiv
+2204.02311, appendix B, divides by the vendor's figure and calls the quotient utilization). The work of a step is that of its
+matrix products, convolutions and attention, forward and backward, by PyTorch's own counter: 2 for a multiplication and
+addition, 0 for gradients that are not computed because layers are frozen. On a CPU there is no such figure: on one machine
+the measured rate lay between 76 and 649 GFLOP/s, as other processes, temperature and number type had it.
 """
 
 import copy
@@ -19,21 +20,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.device import core_count
 from utils.files import write_file
 
 WARM_UP = 3              # first steps of a session that are not counted, if there are twice as many
 MEASURED_FROM = 20.0     # seconds of steps: for less, measuring the machine would take too large a part of the time
 WAIT_SHOWN = 0.05        # fraction of the time above which waiting for data is shown during a run
 CEILING_SECONDS = 0.2
-SIDE = {"cpu": 2048, "cuda": 8192}
+SIDE = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Over some steps: images of all ranks; seconds, and the fraction of them that rank 0 waited for its loader."""
+    """Of some steps: the images of all ranks, the seconds, and the fraction of them in which rank 0 waited for its loader."""
 
     images: float
     seconds: float
@@ -49,7 +49,7 @@ class Pace:
 
 
 def pace(events: Iterable[dict]) -> Pace | None:
-    """The pace over the "train" events of a log; None where none of them has its time."""
+    """Return the pace over the "train" events of a log; None if no event has its time."""
     steps = [event for event in events if event["event"] == "train" and event.get("seconds")]
     seconds = sum(event["seconds"] for event in steps)
     if not steps:
@@ -59,18 +59,18 @@ def pace(events: Iterable[dict]) -> Pace | None:
 
 
 def pace_of_session(events: Sequence[dict]) -> Pace | None:
-    """The pace of the last session in a log, without its first steps."""
+    """Return the pace of the last session in a log, without its first steps."""
     start = max((number for number, event in enumerate(events) if event["event"] in ("start", "resume")), default=0)
     steps = [event for event in events[start:] if event["event"] == "train"]
     return pace(steps[WARM_UP:] if len(steps) >= 2 * WARM_UP else steps)
 
 
 def summary(events: Sequence[dict], model: nn.Module, size: Sequence[int], dtype: torch.dtype, device: torch.device,
-            processes: int = 1, local_processes: int = 1) -> list[str]:
-    """Lines on the speed of a run, from its log; [] if it made no step.
+            processes: int = 1) -> list[str]:
+    """Return lines on the speed of a run, from its log; [] if it made no step.
 
     `model` as it was trained, not wrapped; `size` (C, height, width) of its images; `dtype` of the matrix products. For a run
-    of some length (MEASURED_FROM) also the fraction of the machine's limit, which takes a second to measure.
+    of at least MEASURED_FROM seconds on GPUs also the fraction of their limit, which takes a second to measure.
     """
     found = pace_of_session(events)
     if found is None:
@@ -78,18 +78,19 @@ def summary(events: Sequence[dict], model: nn.Module, size: Sequence[int], dtype
     rate = found.images_per_second
     lines = [f"{rate:,.{0 if rate >= 100 else 1}f} images/s; {found.waiting:.1%} of the time waiting for data; peak memory "
              f"{peak_memory(device) / 2 ** 20:,.0f} MiB{' a process' if processes > 1 else ''}"]
-    if found.seconds >= MEASURED_FROM:
-        ceiling = matmul_ceiling(device, dtype) * processes * cores_for_all(device, local_processes)
+    if found.seconds >= MEASURED_FROM and device.type == "cuda":
+        ceiling = matmul_ceiling(device, dtype) * processes
         limit = f"{ceiling / 1e12:,.0f} TFLOP/s" if ceiling >= 1e13 else f"{ceiling / 1e9:,.0f} GFLOP/s"
-        lines.append(f"{flops_per_image(model, size) * rate / ceiling:.0%} of the {NAMES[dtype]} matrix products that this "
-                     f"machine can do ({limit}, measured)")
+        gpus = f"these {processes} GPUs reach" if processes > 1 else "this GPU reaches"
+        lines.append(f"{flops_per_image(model, size) * rate / ceiling:.0%} of the rate that {gpus} in large {NAMES[dtype]} "
+                     f"matrix products ({limit}, measured)")
     return lines
 
 
 def flops_per_image(model: nn.Module, size: Sequence[int]) -> int:
-    """FLOPs of a training step, forward and backward, for an image of `size` (C, height, width).
+    """Return the FLOPs of a training step, forward and backward, for an image of `size` (C, height, width).
 
-    Nothing is computed: a copy of the model with shapes and no numbers is counted. Attention counts as its products,
+    Nothing is computed: a copy of the model with shapes and without numbers is counted. Attention counts as its products,
     whichever kernel runs: some compute a part of them twice, and not every release of PyTorch counts them.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -114,41 +115,33 @@ def flops_per_image(model: nn.Module, size: Sequence[int]) -> int:
 
 
 def product(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], Tensor]:
-    """-> a function that multiplies two square matrices: 2 * side ** 3 operations"""
+    """Return a function that multiplies two square matrices: 2 * side ** 3 operations."""
     left, right, result = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
     return functools.partial(torch.mm, left, right, out=result)
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of this process: the best of several products of square matrices."""
-    # Most CPUs emulate float16, slowly.
-    side = 512 if (device.type, dtype) == ("cpu", torch.float16) else SIDE[device.type]
-    multiply = product(device, dtype, side)
+    """Return the FLOP/s of the best of several products of square matrices."""
+    multiply = product(device, dtype, SIDE[device.type])
 
     def seconds() -> float:
         started = time.perf_counter()
         multiply()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - started
 
     seconds()                                         # selects the kernel, allocates memory
     best, ends = seconds(), time.perf_counter() + CEILING_SECONDS
     while time.perf_counter() < ends:
         best = min(best, seconds())
-    return 2 * side ** 3 / best
-
-
-def cores_for_all(device: torch.device, local_processes: int) -> float:
-    """The fraction of its threads' cores that a process has while all processes of this machine compute; 1 on GPUs."""
-    if device.type != "cpu":
-        return 1.0
-    cores = core_count()
-    return min(1.0, cores / (min(cores, torch.get_num_threads()) * local_processes))
+    return 2 * SIDE[device.type] ** 3 / best
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the tensors on a GPU, otherwise of this process without its loader processes."""
+    """Return the peak bytes so far: of the tensors on a GPU, otherwise of this process without its loader processes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,13 +1,13 @@
-"""A run while it is open: the only object, besides the Trainer, that the step loop talks to.
+"""A run while it is open: the only object, besides the Trainer, that the step loop calls.
 
-It knows what is due at a step, evaluates, logs and saves, and ends in order when it is asked to stop. Every method is called on
-every rank, in the same order, because evaluations and saves hold collectives; rank 0 alone writes.
+It decides what is due at a step, evaluates, logs, saves, and stops cleanly on request. Every method is called on every rank, in
+the same order, because evaluations and saves contain collectives; only rank 0 writes.
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from .saver import Saver
 
 @dataclasses.dataclass
 class History:
-    """What the run has done so far, in earlier sessions and in this one."""
+    """What the run has done, in earlier sessions and in this one."""
 
     began_at: int = 0                        # the step that this session began at
     first: dict = dataclasses.field(default_factory=dict)      # RunState.first
@@ -51,7 +51,7 @@ class History:
 
 @dataclasses.dataclass
 class Outputs:
-    """What the run writes to. On other ranks than 0 only the folder's path is there."""
+    """What the run writes to. Ranks other than 0 have only the folder's path."""
 
     folder: Path
     log_folder: Path
@@ -62,7 +62,7 @@ class Outputs:
 
 
 class Run:
-    """See above. `config` has the run's settings as attributes; `state` is the checkpoint that it continues, or None."""
+    """`config` has the settings of the run as attributes; `state` is the checkpoint that it continues, or None."""
 
     def __init__(self, config: Any, state: RunState | None, source: RunCheckpoint | None, ranks: Ranks, stop: StopSignal):
         """`source`: the opened file of `state`."""
@@ -71,28 +71,28 @@ class Run:
         self.outputs: Outputs | None = None
         self.constant: dict = {}             # fields of RunState that do not change
         self.started = time.monotonic()
-        self.unsaved: list[Path] = []        # files that the last evaluation asks for
+        self.unsaved: list[Path] = []        # files to write after the last evaluation
         self.stop_requested = False
 
     # ------------------------------------------------------------------------------------------- opening and closing
 
     @contextlib.contextmanager
-    def opened(self, folder: Path, log_folder: Path, constant: dict, trainer: Trainer, sampler: StepSampler,
-               settings: str, health: Health | None = None) -> Iterator[None]:
-        """Around the step loop: opens what the run writes to, and closes it however the loop ends.
+    def opened(self, folder: Path, log_folder: Path, constant: dict, trainer: Trainer, sampler: StepSampler, settings: str,
+               health: Health | None = None, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Around the step loop: opens the outputs of the run, and closes them however the loop ends.
 
         `constant`: the fields of RunState that do not change; `settings`: what is printed of the configuration; `health` warns
-        of a run that goes badly. An error of the step under way does not lose the steps before it.
+        of a run that goes badly; `aliases` as RunLogger takes them. An error in a step does not lose the steps before it.
         """
         self.constant = constant
-        self._open(folder, log_folder, settings, health)
+        self._open(folder, log_folder, settings, health, aliases)
         try:
             with distributed.watch(self.ranks, lambda: f"step {trainer.step + 1}"):
                 if self.source and self.source.path.parent.resolve() != folder.resolve():
                     self._save(trainer, [checkpoint.step_path(folder, trainer.step)])      # a branch begins with a copy
                 yield
         except ValueError as error:
-            if not isinstance(error, (PeerLost, OutOfMemory)):            # after which nothing more comes from the device
+            if not isinstance(error, (PeerLost, OutOfMemory)):            # after these the device returns nothing more
                 with contextlib.suppress(DivergedError):
                     self.log_steps(trainer.finish())
             if isinstance(error, (DivergedError, NonFiniteError)):
@@ -105,10 +105,11 @@ class Run:
                 self.outputs.saver.wait()
             self.outputs.logger.close()
 
-    def _open(self, folder: Path, log_folder: Path, settings: str, health: Health | None) -> None:
+    def _open(self, folder: Path, log_folder: Path, settings: str, health: Health | None,
+              aliases: Mapping[str, str] | None) -> None:
         config, main = self.config, self.ranks.is_main
         logger = RunLogger(folder if main else None, log_folder, self.history.began_at, config.num_steps, config.wandb,
-                           config.to_dict(), config.eval_every, health)
+                           config.to_dict(), config.eval_every, health, len(self.constant["classes"]), aliases)
         self.outputs = Outputs(folder, log_folder, logger)
 
         def earlier_evaluations() -> dict:
@@ -129,13 +130,13 @@ class Run:
     # ----------------------------------------------------------------------------------------------------- what is due
 
     def is_due(self, step: int) -> bool:
-        """Whether the run evaluates or saves after this step."""
+        """Returns whether the run evaluates or saves after this step."""
         return any(is_time(step, every, self.config.num_steps) for every in (self.config.eval_every, self.config.save_every))
 
     def evaluate_if_due(self, trainer: Trainer, data: Any) -> None:
-        """Before step 1 of a new run, and after the steps of --eval_every; unless the log has that evaluation already.
+        """Evaluates before step 1 of a new run and after the steps of --eval_every, unless the log has that evaluation already.
 
-        A run that was stopped, or killed, between a step and the end of its evaluation makes up for it here.
+        So a run that was stopped or killed before an evaluation ended repeats it when it is resumed.
         """
         step, history = trainer.step, self.history
         if self.stop_requested:
@@ -164,11 +165,12 @@ class Run:
             self.unsaved.append(checkpoint.step_path(self.outputs.folder, step))
 
     def is_best(self, step: int, split: str) -> bool:
-        """Whether the evaluation of this step, the last one, is the best: its weights become best.pt.
+        """Returns whether the evaluation of this step, the last one, is the best: its weights become best.pt.
 
-        The rule is certainty.best_of's, over the evaluations in the log as they came: within one image of the highest accuracy
-        so far the loss decides. Where best.pt is not what that rule kept (its save failed, or it was later than the checkpoint
-        that is resumed), it is enough to be better than that. Runs of earlier versions go on as they began: any higher accuracy.
+        The rule is that of certainty.best_of over the evaluations in the log, in their order: within one image of the highest
+        accuracy so far the loss decides. If best.pt is not the one that the rule chose (its save failed, or it was later than
+        the checkpoint that is resumed), being better than best.pt is enough. Runs that earlier versions began keep their rule:
+        any higher accuracy.
         """
         history = self.history
         result, kept = history.logged[step, split], history.best
@@ -182,7 +184,7 @@ class Run:
         return best != kept["step"] and result.rank(highest) > held.rank(highest)
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """After the steps of --save_every, and where the last evaluation was the best."""
+        """Saves after the steps of --save_every, and if the last evaluation was the best."""
         step = trainer.step
         files, self.unsaved = self.unsaved, []
         if self.stop_requested:
@@ -195,13 +197,13 @@ class Run:
     # -------------------------------------------------------------------------------------------------------- the steps
 
     def requests(self) -> Requests:
-        """Of this process at the end of a step; the trainer adds those of all ranks up."""
+        """Returns the requests of this process at the end of a step; the trainer adds up those of all ranks."""
         saver = self.outputs.saver
         return Requests(stop=self.stop.requested(), save_failed=saver is not None and saver.failed)
 
     def stop_within_step(self) -> bool:
-        """Whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. The step is begun anew
-        when the run is resumed. Several GPUs end their step: to agree before would make them wait for each other."""
+        """Returns whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. A resumed run
+        repeats the step. Several GPUs finish their step: an agreement within it would make them wait for each other."""
         if self.ranks.size == 1 or self.ranks.device.type == "cpu":
             asked = torch.tensor(float(self.stop.requested()))
             self.stop_requested |= bool(distributed.all_reduce_sum(asked))
@@ -212,7 +214,7 @@ class Run:
             self.outputs.logger.log_step(step)
 
     def follow_requests(self, steps: Sequence[StepMetrics], trainer: Trainer) -> None:
-        """Does what a rank asked for in these steps: reports replaced images, ends a run that cannot save, notes a stop.
+        """Follows the requests of the ranks in these steps: reports replaced images, ends a run that cannot save, notes a stop.
 
         Raises DataError or StorageError on every rank.
         """
@@ -238,14 +240,14 @@ class Run:
         if count > config.max_bad_images * images:
             raise DataError(f"--max_bad_images {config.max_bad_images:g}: {count} of {images} training images cannot be read, "
                             f"which is more; {outputs.folder / BAD_IMAGES_FILE} lists them. Replace them, or raise the limit "
-                            "(python dataset.py check finds all of them, and says to what)")
+                            f"({launch.command('dataset.py')} check finds all of them, and prints the limit)")
 
     # ------------------------------------------------------------------------------------------------- evaluating, saving
 
     def evaluate(self, trainer: Trainer, data: Any, split: Any, confusion: bool = False) -> EvalMetrics | None:
-        """Logs the metrics, unless an earlier session did.
+        """Evaluates a split; logs the metrics unless an earlier session did.
 
-        Returns None, on every rank, if one of them is asked to stop meanwhile; `stop_requested` is true then.
+        Returns None, on every rank, if one of them is asked to stop during the evaluation; then `stop_requested` is true.
         """
         loader, classes = data.eval_loader(split.images), len(data.splits.classes)
         with distributed.watch(self.ranks, lambda: f"evaluation on {split.name} after step {trainer.step}", SMALLER_EVALUATION):
@@ -259,7 +261,7 @@ class Run:
         return metrics
 
     def _save(self, trainer: Trainer, files: Sequence[Path]) -> None:
-        """Raises NonFiniteError on every rank: all stop together."""
+        """Saves the state in these files. Raises NonFiniteError on every rank, so that all stop together."""
         with distributed.watch(self.ranks, lambda: f"saving step {trainer.step}", SMALLER_SAVE):
             if self.ranks.is_main:
                 self.outputs.saver.save(files, self._snapshot(trainer))
@@ -276,13 +278,13 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Over all sessions of the run."""
+        """Returns the seconds over all sessions of the run."""
         return self.history.seconds + time.monotonic() - self.started
 
     # ---------------------------------------------------------------------------------------------------------- the end
 
     def finish(self, trainer: Trainer, data: Any) -> None:
-        """The last evaluations, and the end in the log. One that is cut short by a request to stop sets `stop_requested`."""
+        """Makes the last evaluations and logs the end. A request to stop during an evaluation sets `stop_requested`."""
         self._evaluate_at_end(trainer, data)
         if self.stop_requested:
             return
@@ -300,7 +302,7 @@ class Run:
             self.evaluate(trainer, data, data.train)
 
     def stop_early(self, trainer: Trainer) -> None:
-        """The end of a run that is asked to stop: saves what has been trained."""
+        """Ends a run that is asked to stop: saves it and prints how to resume it."""
         steps = trainer.finish()
         self.log_steps(steps)
         self.follow_requests(steps, trainer)
@@ -310,11 +312,12 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
-            resume = f"Resume with: {launch.command_to_resume(folder)}" if step else "Nothing to save yet."
-            print(f"Stopped on request after step {step} of {self.config.num_steps}. {resume}", flush=True)
+            resume = "" if launch.in_sweep() else f" Resume with: {launch.command_to_resume(folder)}"
+            resume = resume if step else " Nothing to save yet."
+            print(f"Stopped on request after step {step} of {self.config.num_steps}.{resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
-        """The error, with what a user needs to continue."""
+        """Returns the error with what a user needs to continue."""
         step, outputs = trainer.step, self.outputs
         outputs.logger.log_session("diverged", step + 1, samples=[sample.index for sample in sampler.samples_of(step)])
 
@@ -322,6 +325,6 @@ class Run:
             outputs.saver.wait()
             return str(*checkpoint.step_files(outputs.folder)[:1]) or "none yet"
 
-        # Every rank comes here, and whoever prints the line names the file.
+        # Every rank comes here, and any of them may print the line.
         return DivergedError(f"{error}; last good checkpoint: {distributed.broadcast_from_main(self.ranks, newest_file)}; "
                              f"{outputs.folder / LOG_FILE} lists all samples of the step")

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: it waits for a copy in memory, a thread does the rest.
+"""Checkpoints written in the background: training waits for a copy in memory, and a thread writes it.
 
 The design of CheckFreq (Mohan et al., FAST 2021): snapshot, then persist; here one write at a time. A save that fails costs
 a warning; several failures in a row end the run.
@@ -30,27 +30,27 @@ MAX_FAILURES = 3          # in a row; then the run ends
 class Saver:
     """Saves RunStates of the run in `folder` and keeps the newest `keep` step checkpoints there. For rank 0.
 
-    A process that forks meanwhile (to start loader workers) waits until the write has ended: a child of a fork in the
-    middle of it would hold the writer's locks and its half-written file. The copy's memory is kept for the next one, and
-    `reserve` allocates it beforehand.
+    A process that forks (to start loader workers) waits until the write has ended: a child forked during the write would have
+    the writer's locks and its half-written file. The memory of the copy is reused for the next one; `reserve` allocates it
+    in advance.
     """
 
     def __init__(self, folder: Path, keep: int, best: dict | None = None, warn: Callable[[str], None] = print):
-        """`best`: of the best.pt in the folder; `warn` takes one line, and is called from the writing thread too."""
+        """`best`: that of the best.pt in the folder. `warn` takes one line; the writing thread calls it too."""
         self._folder, self._keep, self._warn = folder, keep, warn
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future | None = None
         self._memory: Memory | None = None                     # of the copy
-        self._saved: dict[Path, tuple] = {}                    # by the last save: file -> what it holds
+        self._saved: dict[Path, tuple] = {}                    # of the last save: file -> its content
         self._best = best or {}
         self._failures, self._reason = 0, ""
         _savers.add(self)
 
     @property
     def best(self) -> dict:
-        """{"step", "accuracy"} of the best.pt on the disk, {} without one. Waits for a write under way.
+        """Returns {"step", "accuracy"} of the best.pt on the disk, {} without one. Waits for a current write.
 
-        After a failed save it is that of the file before, so that a later evaluation may be the best again.
+        After a failed save it is that of the older file, so that a later evaluation may become the best.
         """
         self.wait()
         return self._best_on_disk()
@@ -60,12 +60,12 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether too many saves in a row have failed; `raise_if_failed` also awaits the one under way."""
+        """Returns whether too many saves in a row have failed; `raise_if_failed` also waits for the current one."""
         return self._failures >= MAX_FAILURES
 
     def reserve(self, state: RunState) -> None:
-        """Allocates the memory for copies of states such as this one, in the thread: memory that no process has touched yet
-        costs several times what copying does, and the first save would wait for it. Once, when there is optimizer state."""
+        """Allocates, in the thread, the memory for copies of states such as this one: memory that no process has touched yet
+        costs several times what copying does, and the first save would wait for it. Call it once there is optimizer state."""
         self.wait()
         self._writing = self._writer.submit(self._reserve, size_of(vars(state)), on_gpu(vars(state)))
 
@@ -75,11 +75,11 @@ class Saver:
             np.frombuffer(self._memory.block, dtype=np.uint8).fill(0)
 
     def save(self, paths: Sequence[Path], state: RunState) -> None:
-        """Returns when `state` is copied; then it may change. Waits for an earlier write first.
+        """Waits for an earlier write, copies `state` and returns; then the state may change.
 
-        A write that fails is a warning. The field `best` of a step checkpoint is that of the best.pt on the disk. What is on
-        the disk already (a run that is stopped right after a save) is not written again. Raises NonFiniteError, and then
-        writes nothing; MemoryError.
+        A write that fails causes a warning. The field `best` of a step checkpoint is that of the best.pt on the disk. A state
+        that is on the disk already (of a run stopped right after a save) is not written again. Raises MemoryError, and
+        NonFiniteError before anything is written.
         """
         self.wait()
         if not self._failures and all(self._saved.get(path) == _content(state) and path.exists() for path in paths):
@@ -93,7 +93,7 @@ class Saver:
         self._writing = self._writer.submit(self._write, paths, RunState(**copied(vars(state), self._memory)))
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Waits until nothing is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             while concurrent.futures.wait([writing], timeout=1).not_done:
@@ -101,18 +101,18 @@ class Saver:
             writing.result()
 
     def raise_if_failed(self, failures: int = MAX_FAILURES) -> None:
-        """Raises StorageError if so many saves in a row have failed, the one under way included."""
+        """Raises StorageError if so many saves in a row have failed, including the current one."""
         self.wait()
         if self._failures < failures:
             return
         kept = checkpoint.checkpoint_files(self._folder) if self._folder.is_dir() else []
         advice = (f"The last checkpoint on the disk is {kept[0]}: make room or repair the disk, then resume it (RESUME_PATH), "
-                  "into another --output_dir if needed." if kept else
+                  "if needed in another --output_dir." if kept else
                   "No checkpoint was written: make room or choose another --output_dir, and start again.")
         raise StorageError(f"{self._reason}, {self._failures} failed save(s) in a row. {advice}")
 
     def close(self) -> None:
-        """Waits. Raises StorageError if the last save failed: the end of a run has to be on the disk."""
+        """Waits for the current write. Raises StorageError if the last save failed: the end of a run must be on the disk."""
         self._writer.shutdown()
         self._memory = None
         self.raise_if_failed(1)
@@ -120,7 +120,7 @@ class Saver:
     # ---------------------------------------------------------------------------------------------- in the thread
 
     def _write(self, paths: Sequence[Path], state: RunState) -> None:
-        """Tries each file, also after another failed."""
+        """Tries each file, even if another one failed."""
         self._saved.clear()
         paths = sorted(paths, key=lambda path: path.name != checkpoint.BEST_FILE)          # first: the others name it
         reasons = list(filter(None, [self._write_one(path, state) for path in paths]))
@@ -138,7 +138,7 @@ class Saver:
                 self._warn(f"warning: cannot delete old checkpoints in {self._folder} ({error.strerror})")
 
     def _write_one(self, path: Path, state: RunState) -> str:
-        """-> why it failed, in one line, or an empty string"""
+        """Returns the reason of a failure in one line, or an empty string."""
         try:
             lock(self._folder).check()                # the folder may have been deleted and taken by another run
             sync_log(self._folder)                    # a checkpoint never is ahead of the log
@@ -156,20 +156,20 @@ class Saver:
 
 
 def _content(state: RunState) -> tuple:
-    """What distinguishes the states of one run."""
+    """Returns what distinguishes the states of one run."""
     return state.step, state.updates, dict(state.best)
 
 
 class Memory:
-    """One block for the copies of many tensors.
+    """One block of memory for the copies of many tensors.
 
-    A shared mapping, with large pages where the system has them: after a fork (the workers of an evaluation) a page of private
-    memory would cost a fault at its next use, together ten times the cost of the copy. Pinned for tensors of a GPU, for a fast
-    transfer, if the system allows so much, and given back with this object: PyTorch's own pinned memory is of the next power
-    of two, and stays. Raises MemoryError.
+    It is a shared mapping, with large pages if the system has them: after a fork (for the workers of an evaluation) each page
+    of private memory would cost a page fault at its next use, together ten times the cost of the copy. For tensors of a GPU it
+    is pinned, for a fast transfer, if the system allows so much, and freed with this object: PyTorch's own pinned memory is
+    rounded up to a power of two and never freed. Raises MemoryError.
     """
 
-    ALIGNMENT = 64                  # bytes: a line of the processor's cache
+    ALIGNMENT = 64                  # bytes of a cache line of the processor
     PORTABLE = 1                    # cudaHostRegisterPortable: for all threads and GPUs of the process
 
     def __init__(self, size: int, pinned: bool = False):
@@ -188,11 +188,11 @@ class Memory:
         if int(cuda.cudaHostRegister(place, len(self.block), self.PORTABLE)) == 0:
             weakref.finalize(self, cuda.cudaHostUnregister, place).atexit = False
         else:
-            with contextlib.suppress(RuntimeError, AssertionError):            # or the next kernel would report that failure
+            with contextlib.suppress(RuntimeError, AssertionError):            # else the next kernel reports that failure
                 torch.zeros(1, device="cuda")
 
     def tensor(self, like: torch.Tensor, offset: int) -> torch.Tensor:
-        """An uninitialized CPU tensor at this byte of the block, with a storage of its own, as torch.save needs it."""
+        """Returns an uninitialized CPU tensor at this byte of the block, with a separate storage, as torch.save needs it."""
         if not like.numel():
             return torch.empty(like.shape, dtype=like.dtype)
         flat = torch.frombuffer(self.block, dtype=like.dtype, count=like.numel(), offset=offset)
@@ -200,7 +200,7 @@ class Memory:
 
 
 def _map_tensors(function: Callable[[torch.Tensor], object], value: object) -> object:
-    """`value` with function(tensor) in the place of each tensor in its dicts, lists and tuples; plain values are kept."""
+    """Returns `value` with each tensor in its dicts, lists and tuples replaced by function(tensor)."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -217,12 +217,12 @@ def _tensors(value: object) -> list[torch.Tensor]:
 
 
 def _aligned_size(tensor: torch.Tensor) -> int:
-    """Its bytes, rounded up to the next line of the cache."""
+    """Returns its bytes, rounded up to a cache line."""
     return -(-tensor.numel() * tensor.element_size() // Memory.ALIGNMENT) * Memory.ALIGNMENT
 
 
 def size_of(value: object) -> int:
-    """Bytes that a copy of the tensors in it takes."""
+    """Returns the bytes of a copy of the tensors in it."""
     return sum(map(_aligned_size, _tensors(value)))
 
 
@@ -231,12 +231,12 @@ def on_gpu(value: object) -> bool:
 
 
 def copied(value: object, memory: Memory) -> object:
-    """Copies tensors in dicts, lists and tuples into `memory`, over what was there before; plain values are kept."""
+    """Copies tensors in dicts, lists and tuples into `memory`, which is overwritten; other values are returned unchanged."""
     offset = 0
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal offset
-        taken = memory.tensor(tensor, offset).copy_(tensor.detach(), non_blocking=True)
+        taken = memory.tensor(tensor, offset).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         offset += _aligned_size(tensor)
         return taken
 

@@ -1,14 +1,14 @@
-"""How long a run still takes, from the steps and evaluations of this session that have been measured."""
+"""Estimates how long a run still takes, from the measured steps and evaluations of this session."""
 
 import time
 
-WARM_UP = 3              # first steps of a session that are not counted, if there are twice as many
-STEPS = 20               # after which the time is known well enough to be told,
-SLOW_STEPS = 30.0        # or after two or more that took so many seconds: 20 steps of a large model on a CPU may be an hour
+WARM_UP = 3              # first steps of a session, not counted if there are twice as many
+STEPS = 20               # after so many steps the estimate is printed,
+SLOW_STEPS = 30.0        # or after two or more that took so many seconds: 20 steps of a large model on a CPU may take an hour
 
 
 class TimeLeft:
-    """Follows a run by its events. Checkpoints, which are written beside training, are no part of the time."""
+    """Follows the events of a run. Checkpoints are not part of the time: they are written in the background."""
 
     def __init__(self, first_step: int, total_steps: int, eval_every: int | None = None):
         """eval_every: steps between evaluations; None: there are none."""
@@ -17,7 +17,7 @@ class TimeLeft:
         self._count, self._evaluation, self._last = 0, 0.0, time.monotonic()
 
     def follow(self, event: dict) -> None:
-        """A "train" or "eval" event, when it happens."""
+        """Takes a "train" or "eval" event when it happens."""
         now = time.monotonic()
         if event["event"] == "train":
             self._step, self._count = event["step"], self._count + 1
@@ -35,13 +35,13 @@ class TimeLeft:
 
     @property
     def a_step(self) -> float:
-        """Seconds, without the first steps, which warm up."""
+        """Returns the seconds of a step, without the first steps, which warm up."""
         first = min(WARM_UP, self._count // 2)
         return sum(self._seconds[first:]) / (self._count - first)
 
     @property
     def seconds(self) -> float:
-        """For the steps that are left, and their evaluations, each as long as the last one."""
+        """Returns the seconds for the steps that are left and their evaluations, each as long as the last one."""
         evaluations = 0
         if self._every and self._step < self._total:
             evaluations = self._total // self._every - self._step // self._every + (self._total % self._every > 0)

@@ -1,7 +1,7 @@
-"""What an accuracy on a number of images can tell, and which of several is the best as far as that goes.
+"""How certain an accuracy on a number of images is, and which of several evaluations is the best.
 
-One image decides nothing: accuracies within one image of the highest count as equal, and the loss, a mean over all images,
-decides between them.
+A difference of one image means nothing: accuracies within one image of the highest count as equal, and the loss, a mean over all
+images, decides between them.
 """
 
 import math
@@ -13,7 +13,7 @@ FEW = 100                   # images; below, one of them is more than a percent
 
 
 class Result(NamedTuple):
-    """An evaluation, as far as it is compared."""
+    """The figures of an evaluation that are compared."""
 
     accuracy: float         # 0..1
     loss: float
@@ -21,11 +21,11 @@ class Result(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The accuracies on all such images that this one is likely for: Wilson's interval of 95 %.
+        """Returns Wilson's 95 % interval: the accuracies on all such images for which this one is likely.
 
-        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212. It holds
-        for a few images, and at 0 and 100 %, where the usual accuracy +- 2 standard errors has no width. The images have to be
-        a random sample; what other seeds of the training would change is not in it.
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212. It is
+        valid for few images, and at 0 and 100 %, where the usual accuracy +- 2 standard errors has no width. The images must be
+        a random sample; the effect of other training seeds is not included.
         """
         part = Z ** 2 / self.images
         middle = (self.accuracy + part / 2) / (1 + part)
@@ -34,13 +34,14 @@ class Result(NamedTuple):
         return min(self.accuracy, max(0.0, middle - half)), max(self.accuracy, min(1.0, middle + half))
 
     def rank(self, highest: float) -> tuple[float, bool, float]:
-        """Larger is better. highest: the highest accuracy of all that are compared; from one image below it the loss decides."""
+        """Returns a key: larger is better. highest: the highest accuracy of all that are compared; from one image below it on,
+        the loss decides."""
         return (round(min(self.accuracy, highest - 1 / self.images), 9),         # rounded: 23/24 is 1 - 1/24
                 not math.isnan(self.loss), -self.loss)
 
     def resembles(self, other: "Result") -> bool:
-        """Whether these images cannot tell the two accuracies apart: a two-sided test of two proportions at 5 %, for which one
-        image decides nothing. On the same images it says so a little too often, not knowing which of them were right."""
+        """Returns whether the two accuracies may differ by chance: a two-sided test of two proportions at 5 %, in which one image
+        decides nothing. For evaluations on the same images it says so slightly too often, since it ignores which were right."""
         both = self.images + other.images
         mean = (self.accuracy * self.images + other.accuracy * other.images) / both
         error = math.sqrt(mean * (1 - mean) * (1 / self.images + 1 / other.images))
@@ -48,7 +49,7 @@ class Result(NamedTuple):
 
 
 def result_of(event: Mapping) -> Result | None:
-    """Of an "eval" event of a log, or a row of a sweep; None where it lacks a figure or has another thing in its place."""
+    """Returns the result of an "eval" event of a log, or of a row of a sweep; None if a figure is missing or is no number."""
     try:
         result = Result(float(event["accuracy"]), float(event["loss"]), int(event["images"]))
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -57,10 +58,10 @@ def result_of(event: Mapping) -> Result | None:
 
 
 def best_of(results: Mapping[int, Result]) -> tuple[int | None, float]:
-    """-> (the step whose weights are kept as the best after these evaluations, in their order; the highest accuracy)
+    """Returns the step whose weights are the best after these evaluations, in their order, and the highest accuracy.
 
-    An evaluation takes the place of the best so far if its rank is higher by the highest accuracy so far, its own included. So
-    the best always is within one image of the highest accuracy, and many small steps down lead nowhere.
+    An evaluation replaces the best so far if its rank is higher with the highest accuracy so far, including its own. So the best
+    is always within one image of the highest accuracy, and many small steps down cannot add up.
     """
     best, highest = None, 0.0
     for step, result in results.items():

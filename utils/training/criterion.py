@@ -95,12 +95,12 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
 def guess_loss(counts: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> float:
     """Returns the mean loss of the best prediction that is the same for all images, of which `counts` (C,) are of each class.
 
-    It is what a model reaches that has learned the classes' frequencies alone: ln C where they are alike. Mixed images do not
-    change it, since on average their targets are those of the images.
+    A model reaches it that has learned only the frequencies of the classes: ln C if they are equal. Mixing images does not change
+    it, since on average their targets are those of the images.
     """
-    counts = counts.double().cpu()
+    counts = counts.cpu().double()
     targets = (1 - label_smoothing) * counts / counts.sum() + label_smoothing / len(counts)
-    terms = targets if class_weights is None else targets * class_weights.double().cpu()
+    terms = targets if class_weights is None else targets * class_weights.cpu().double()
     return float(-torch.xlogy(terms, terms / terms.sum()).sum())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.data.loader import Loader, prefetch
+from utils.device import batch_on_device, float64_device
 from utils.distributed import Ranks, all_reduce_sum, to_host
 from utils.files import atomic_write, csv_table
 
@@ -118,25 +119,26 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
     `model` is the plain module, not the wrapped one: ranks may have different numbers of batches. Returns None, on every rank,
     if stop_requested() became true on one of them before its last batch.
     `on_compiled`, for a compiled model, is called with the images and seconds of the first batch, for which it may have been
-    compiled. The last batch is then padded to the size of the others, or the model would be compiled for it alone.
-    `filled`: it is anyway, because the last bits depend on the size: an image gets the same in any batch.
+    compiled. The last batch is then padded to the size of the others, or the model would be compiled again for it.
+    `filled`: pads it in any case, because the last bits depend on the size: an image gets the same logits in any batch.
     `flipped`: the mean of the probabilities for an image and its mirror image counts. `answers`: the metrics have them.
-    `metrics`: those of the task.
+    `metrics`: the class that counts, of the task.
     """
     was_training = model.training
     model.eval()
-    counts, stopped, batch_size = metrics(num_classes, ranks.device, confusion, answers), False, 0
+    place = float64_device(ranks.device)
+    counts, stopped, batch_size = metrics(num_classes, place, confusion, answers), False, 0
     indices = [np.empty(0, np.int64)]
     for batch in prefetch(loader, ranks.device):
         if stopped := stop_requested():
             break
-        images = normalize(batch.images.to(ranks.device, non_blocking=True))
+        images = normalize(batch_on_device(batch.images, ranks.device))
         count, started = len(images), time.monotonic()
         logits = logits_of(model, images, precision, flipped, batch_size if on_compiled or filled else 0)
         if on_compiled and not batch_size:
             on_compiled(count, time.monotonic() - started)
         batch_size = max(batch_size, count)
-        counts.update(logits, batch.targets.to(ranks.device, non_blocking=True))
+        counts.update(logits.to(place), batch_on_device(batch.targets, place))
         indices += [batch.keys.indices] * answers
     model.train(was_training)
     found = counts.compute(stopped)
@@ -159,8 +161,8 @@ def logits_of(model: nn.Module, images: Tensor, precision: Precision, flipped: b
 
 
 def ranked(logits: Tensor, count: int = TOP) -> Tensor:
-    """logits (B, C) -> the labels of the highest, in order: (B, count), or (B, C). Which of equals comes first does not depend
-    on `count`, so that whoever asks gets the class that evaluations count."""
+    """logits (B, C) -> the labels of the highest, in order: (B, count), or (B, C). The order of equal ones does not depend on
+    `count`, so that predictions have the classes that evaluations count."""
     first = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
     if count > TOP and logits.shape[1] > TOP:
         others = logits.scatter(1, first, -torch.inf).sort(dim=1, descending=True, stable=True).indices
@@ -169,7 +171,7 @@ def ranked(logits: Tensor, count: int = TOP) -> Tensor:
 
 
 def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
-    """Of several views (B, C) -> (B, C) of which the softmax is the mean of their probabilities; of one view its logits."""
+    """Logits (B, C) of several views -> (B, C) whose softmax is the mean of their probabilities; the logits of a single view."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([each.float().log_softmax(dim=1) for each in logits]).logsumexp(dim=0)

@@ -1,4 +1,4 @@
-"""What training needs of memory: bytes as a function of plain values, so that a batch can be divided before the model exists.
+"""The memory that training needs: bytes as a function of plain values, so that a batch can be divided before the model exists.
 
 The terms were fitted to the peaks of whole processes on a CPU (tests/system/test_peak_memory.py compares them); on a GPU, where
 nothing was measured yet, the same terms give an estimate.
@@ -7,8 +7,9 @@ nothing was measured yet, the same terms give an estimate.
 import dataclasses
 from collections.abc import Mapping
 
-PROCESS = {"cpu": 780 << 20, "cuda": 900 << 20}      # Python, PyTorch and its libraries; a GPU's: its context
-SHARE = {"cpu": 0.5, "cuda": 0.8}                    # of the memory that a run may plan with: the rest is for what is not counted
+# Python, PyTorch and its libraries; a CUDA device's: its context. An Apple GPU uses the machine's memory, as a CPU.
+PROCESS = {"cpu": 780 << 20, "mps": 780 << 20, "cuda": 900 << 20}
+SHARE = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}        # of the memory that a run may plan with: the rest is for what is not counted
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}      # values that an optimizer keeps for each parameter
 
 
@@ -22,11 +23,11 @@ class Need:
     evaluation: int     # activations of an evaluation batch
 
     def step(self, images: int) -> int:
-        """Of a step in micro-batches of so many images."""
+        """Returns the bytes of a step in micro-batches of so many images."""
         return self.fixed + max(self.gradients, images * self.image)
 
     def fitting(self, memory: int) -> int:
-        """The images of the largest micro-batch that fits into `memory` bytes, or takes no more than the gradients anyway."""
+        """Returns the images of the largest micro-batch that fits into `memory` bytes, or needs no more than the gradients."""
         return max(1, max(memory - self.fixed, self.gradients) // self.image)
 
 
@@ -41,7 +42,7 @@ def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision
     share = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
     trained = int(share * weights)
     kept = weights + STATES[optimizer] * trained + averaged * weights            # what a checkpoint holds
-    saved = kept if device_type == "cpu" else 0                                  # its copy, which is written beside training
+    saved = kept if device_type != "cuda" else 0                                 # its copy, which is written beside training
     copied = weights // 2 if half and level != "O3" else 0                       # for autocast
     fixed = PROCESS[device_type] + kept + saved + copied + 4 * teacher_parameters + cached_images
     block, stem = activations(row, img_size, half, device_type)
@@ -50,7 +51,7 @@ def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision
 
 
 def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = False, power_of_two: bool = False) -> int:
-    """The smallest number of equal micro-batches, of a step's `images` of one process, that fit into `memory` bytes.
+    """Returns the smallest number of equal micro-batches, of a step's `images` of one process, that fit into `memory` bytes.
 
     even: a micro-batch is divided into pairs; power_of_two: the number must be one. Where nothing fits, the largest number.
     """
@@ -61,7 +62,7 @@ def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = Fal
 
 
 def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int:
-    """Of the model that the row describes: exact for what configs.py can express."""
+    """Returns the number of parameters of the row's model: exact for all that configs.py can express."""
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
     tokens, out = _grid(row, img_size)
     linear, norm = width * width + width, 1 if row["norm"] == "rms" else 2       # a weight, and a bias
@@ -89,12 +90,12 @@ def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int
 
 
 def _prefix(row: Mapping) -> int:
-    """The tokens before the patches."""
+    """Returns the number of tokens before the patches."""
     return int(row["class_token"] and row["classifier"] != "gap") + bool(row["distilled"]) + row["registers"]
 
 
 def activations(row: Mapping, img_size: tuple[int, int], half: bool, device_type: str) -> tuple[int, int]:
-    """Bytes that the backward pass of an image needs of one block, and of what is before the blocks."""
+    """Returns the bytes that the backward pass of an image needs for one block, and for the layers before the blocks."""
     tokens = _grid(row, img_size)[0] + _prefix(row)
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
     size, maps = (2, 14) if half else (4, 11)

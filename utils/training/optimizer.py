@@ -104,8 +104,9 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
                                  "adamw.") from error
         optimizer = Lamb(groups, max_grad_norm=None, **options)
     else:
-        # The fused kernels of CPUs get float16 weights wrong in torch 2.11.
-        fused = not any(parameter.dtype == torch.float16 and parameter.device.type == "cpu" for parameter in parameters)
+        # The fused kernels of CPUs get float16 weights wrong in torch 2.11; those of Apple GPUs ignore grad_scale and found_inf.
+        fused = not any(parameter.device.type == "mps" or (parameter.dtype == torch.float16 and parameter.device.type == "cpu")
+                        for parameter in parameters)
         optimizer = KINDS[name](groups, fused=fused, **options)
     _initialize_momentum(optimizer)
     set_learning_rate(optimizer, learning_rate)
@@ -121,7 +122,7 @@ def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[[], list[dict]] = list) -> str:
-    """Loads a checkpoint's averages. What the optimizer was built with (its kernel, eps, lr_scale) are settings of this session.
+    """Loads a checkpoint's averages. The optimizer keeps its kernel, eps and lr_scale, which are settings of this session.
 
     earlier: the groups of the checkpoint's parameters, where it has others than the optimizer: by value. Returns a line for the
     user if the precision has changed eps, else "".
@@ -169,7 +170,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
-SHORT_RUN = 10      # updates; a run of fewer learns at every one of them
+SHORT_RUN = 10      # updates; in a shorter run each of them has a learning rate above the floor
 
 
 def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, floor: float = 0.0, start: float = 0.0,
@@ -180,8 +181,8 @@ def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, flo
     (half a period) and "linear" reach it at `total`; "step" divides by 10 after each of the `milestones`, as BiT (arXiv
     1912.11370); "constant" stays at 1.
     With start and floor 0 these are the values of the ViT-pytorch scripts, whose scheduler steps before the optimizer, so that
-    the last update changes nothing. Of a few updates that would be half of what is learnt: without `ends_at_floor` (default:
-    in a run of fewer than SHORT_RUN) the fall begins one update later and does not reach `floor`.
+    the last update changes nothing. In a run of few updates that would cost half of the progress: without `ends_at_floor`
+    (default: in a run of fewer than SHORT_RUN) the decay begins one update later and does not reach `floor`.
     """
     if update < warmup:
         return start + (1 - start) * (update / warmup)
@@ -199,5 +200,5 @@ def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, flo
 
 
 def is_time(step: int, every: int, total: int) -> bool:
-    """Whether something is due after step 1..total: every `every` steps, and at the end."""
+    """Returns whether something is due after step 1..total: every `every` steps, and at the end."""
     return step % every == 0 or step == total

@@ -1,11 +1,11 @@
-"""Which number types a run computes in: fp32, tf32, bf16 and the fp16 levels as rows of one table.
+"""The number types of a run: fp32, tf32, bf16 and the fp16 levels as rows of one table.
 
-The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they stand for torch's own automatic mixed precision:
+The fp16 levels (FP16_OPT_LEVEL) are named as in NVIDIA's Apex. Here they mean torch's own automatic mixed precision:
   O0  float32
   O1  autocast to float16, dynamic loss scaling, float32 weights
-  O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch keeps a master copy by not
-      converting them at all)
-  O3  weights and everything else float16, no loss scaling: a speed limit that may diverge
+  O2  as O1, and gradients cross the network as float16 (the weights are float32 in both: torch needs no master copy, because
+      it does not convert them)
+  O3  weights and everything else float16, no loss scaling: as fast as possible, and may diverge
 """
 
 import contextlib
@@ -48,11 +48,18 @@ BF16 = Precision("bf16 autocast", torch.bfloat16)
 def choose(name: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
     """Returns the precision of --precision auto, fp32, tf32, bf16 or fp16, and the reason for the log."""
     if name == "auto":
+        if device.type == "mps":
+            return FP32, "Apple GPU; --precision fp16 and bf16 are not tested here"
         native, processor = native_support(torch.bfloat16, device)
         return (BF16 if native else FP32), processor
     precision = {"fp32": FP32, "tf32": TF32, "bf16": BF16, "fp16": LEVELS[opt_level]}[name]
     reasons = ["requested"]
-    if precision.compute != torch.float32 and not native_support(precision.compute, device)[0]:
+    if device.type == "mps":
+        if precision is TF32:
+            precision, reasons = FP32, ["tf32 was requested, which Apple GPUs do not have"]
+        elif precision.compute != torch.float32:
+            reasons.append("not tested on Apple GPUs")
+    elif precision.compute != torch.float32 and not native_support(precision.compute, device)[0]:
         reasons.append("this processor only emulates it: slower than fp32")
     if precision.weights == torch.float16:
         reasons.append("may diverge: compare with O1")
@@ -60,14 +67,16 @@ def choose(name: str, opt_level: str, device: torch.device) -> tuple[Precision, 
 
 
 def apply_matmul_precision(precision: Precision) -> None:
-    """Sets, for this process, how much torch may round inside products of float32 numbers."""
+    """Sets how much torch may round inside products of float32 numbers, for this process."""
     if precision.compute == torch.float32:
         torch.set_float32_matmul_precision(precision.matmul)
         torch.backends.cudnn.allow_tf32 = precision.matmul != "highest"      # cuDNN rounds convolutions to TF32 by default
 
 
 def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """Whether the device multiplies matrices of bfloat16 or float16 in hardware, and which processor it is."""
+    """Returns whether the device is known to multiply matrices of bfloat16 or float16 in hardware, and which processor it is."""
+    if device.type == "mps":
+        return False, "Apple GPU"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
@@ -81,11 +90,11 @@ def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]
 
 
 class LossScaler:
-    """The factor on the loss that keeps float16 gradients from vanishing; 1 where the loss is not scaled.
+    """The factor on the loss that keeps float16 gradients from vanishing; 1 if the loss is not scaled.
 
-    Dynamic, as torch's GradScaler: halved when gradients overflow, doubled after GROWTH_INTERVAL steps without overflow.
-    Unlike GradScaler it never makes the host wait for the device. A `fixed` scale > 0 does not change. The state goes into
-    checkpoints under GradScaler's names; it is {} where the loss is not scaled.
+    It is dynamic, as torch's GradScaler: halved when gradients overflow, doubled after GROWTH_INTERVAL steps without overflow.
+    Unlike GradScaler it never makes the host wait for the device. A `fixed` scale > 0 does not change. Checkpoints store the
+    state under GradScaler's names; it is {} if the loss is not scaled.
     """
 
     def __init__(self, precision: Precision, device: torch.device, fixed: float = 0.0):
@@ -120,9 +129,9 @@ class LossScaler:
 def warm_up(model: torch.nn.Module, images: torch.Tensor, precision: Precision) -> None:
     """Runs forward and backward once and discards the gradients. images: an input of a micro-step, (B, C, height, width).
 
-    This compiles a model that compiles on its first call. On three processes or more it also makes resumed runs exact bit for
-    bit: DistributedDataParallel rearranges its buckets after the first backward pass of a process, and a number's place in
-    a bucket decides in which order the ranks' parts are added.
+    This compiles a model that compiles on its first call. With three or more processes it also makes resumed runs exact bit for
+    bit: DistributedDataParallel rearranges its buckets after the first backward pass of a process, and the position of a number
+    in a bucket decides in which order the parts of the ranks are added.
     """
     was_training = model.training
     model.train()

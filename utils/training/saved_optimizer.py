@@ -1,4 +1,4 @@
-"""The state of an optimizer that a checkpoint holds, compared with the optimizer that is to take it.
+"""Checks the optimizer state in a checkpoint against the optimizer that will load it.
 
 torch's load_state_dict compares neither shapes nor settings: a fused kernel then reads and writes past the end of an average that
 is too short, and an average or a setting that is not the run's own is trained on in silence.
@@ -86,7 +86,7 @@ def _setting_faults(group: dict, current: dict) -> Iterator[str]:
 
 
 def _other_version(key: str, value: object) -> Iterator[str]:
-    """Of a setting that the optimizer does not have here: what is off there does not act."""
+    """Yields a fault for a setting that this optimizer does not have, unless it is off and so has no effect."""
     if value is not None and value is not False:
         yield f"{named(key)} {brief(value)} of a group, written by another version of timm or PyTorch"
 
@@ -133,7 +133,8 @@ def _slot_faults(optimizer: torch.optim.Optimizer, kept: dict, parameter: Tensor
 
 
 def _number_faults(slot: str, value: Tensor, name: str) -> Iterator[str]:
-    """NaN, and infinity in an average of gradients; that of their squares may overflow, and is never below 0."""
+    """Yields a fault for NaN, and for infinity in an average of gradients; that of their squares may overflow but is never below
+    0."""
     if not value.numel():
         return
     low, high = (end.item() for end in torch.aminmax(value.detach()))

@@ -1,4 +1,4 @@
-"""What is learned from an image. Only the rows of this file know a task; all other code uses the parts that a row holds."""
+"""The task: what is learned from an image. Only the rows of this file define it; all other code uses the parts of a row."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from .evaluation import ClassificationMetrics
 class Task:
     """The parts of a run that depend on what is learned.
 
-    target_shape: of one image's target. criterion: built with the run's losses; `loss` and `count_correct` are what the trainer
-    asks. metrics: built by `evaluate`. strata: all targets -> the labels of which held-out splits keep the proportions.
-    probabilities: logits (B, C) -> what a prediction writes, (B, C).
+    target_shape: of one image's target. criterion: built with the run's losses; the trainer calls its `loss` and `count_correct`.
+    metrics: built by `evaluate`. strata: all targets -> labels whose proportions held-out splits keep. probabilities: logits
+    (B, C) -> the numbers (B, C) that predictions contain.
     """
 
     name: str

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from utils.data.loader import Batch
 from utils.data.sampler import SampleIndex
-from utils.device import on_device
+from utils.device import as_float64, batch_on_device, float64_device, on_device
 from utils.distributed import Ranks, all_reduce_sum, no_sync, unwrap, wait_for
 from utils.randomness import seed_device
 
@@ -40,18 +40,18 @@ class Reducer:
         self._sums: Tensor | float = 0.0
 
     def add(self, sums: Tensor) -> None:
-        """Takes the losses' sums of a micro-batch, (3,) float64, after its backward pass."""
+        """Adds the sums of a micro-batch's losses, (3,) float64, after its backward pass."""
         self._sums = self._sums + sums
 
     def reduce(self, requests: Tensor) -> Tensor:
-        """Returns the step's sums and requests over all ranks; every rank has the gradients of the whole step then."""
+        """Returns the step's sums and requests over all ranks; afterwards every rank has the gradients of the whole step."""
         sums, self._sums = self._sums, 0.0
         return all_reduce_sum(torch.cat([sums, requests]))
 
 
 @dataclasses.dataclass
 class _Step:
-    """A step that is under way on the device, until its figures have been read."""
+    """A step that runs on the device, until its figures have been read."""
 
     number: int                                 # from 0
     started: float
@@ -65,7 +65,7 @@ class _Step:
 
 @dataclasses.dataclass
 class _Readout:
-    """Which step's figures are still to be read, and the clocks."""
+    """The step whose figures are still to be read, and the clocks."""
 
     requests: Callable[[], tuple]
     stop: Callable[[], bool]
@@ -90,8 +90,8 @@ class Trainer:
                  ema: Ema | None = None, reducer: Reducer | None = None, progress: Progress | None = None,
                  requests: Callable[[], tuple] = Requests, stop: Callable[[], bool] = lambda: False, late: bool | None = None):
         """`model` may be wrapped. `normalize` maps images of values 0..255 on the device to the model's input. `requests`
-        returns this rank's Requests at the end of a step; `stop` whether to give up the step that is under way, the same on
-        every rank. `late`: by default on a GPU only."""
+        returns this rank's Requests at the end of a step; `stop` whether to abandon the current step, the same on every
+        rank. `late`: by default only on a GPU."""
         self.model, self.optimizer, self.criterion, self.scaler = model, optimizer, criterion, scaler
         self.precision, self.ranks, self.normalize, self.settings = precision, ranks, normalize, settings
         self.ema, self.reducer, self.progress = ema, reducer or Reducer(model, ranks), progress or Progress()
@@ -103,18 +103,18 @@ class Trainer:
 
     @property
     def module(self) -> nn.Module:
-        """The model as it was before it was wrapped."""
+        """Returns the model without its wrapper."""
         return unwrap(self.model)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is evaluated: with averaged weights where they are kept."""
+        """Returns the model that is evaluated: with the averaged weights if the run has them."""
         return self.module if self.ema is None else self.ema.model
 
     def train_step(self, batches: Iterator[Batch], flush: bool = True) -> list[StepMetrics]:
         """Takes micro_steps batches, updates the weights once and returns the metrics that are available: those of this step;
-        where figures are read late and `flush` is false, those of the step before. A step that is given up changes nothing and
-        has none. Raises DivergedError for the step that it names; no non-finite update is ever made.
+        if figures are read late and `flush` is false, those of the step before. A step that is abandoned changes nothing and has
+        none. Raises DivergedError for the step that it names; no non-finite update is ever made.
 
         The loss is the sum over the step's images divided by their number, so that ranks and micro-steps change nothing but
         the rounding. Order: backward, unscale, clip, step, scale update.
@@ -136,14 +136,14 @@ class Trainer:
         return self.finish(read=flush or not self._readout.late)
 
     def finish(self, read: bool = True) -> list[StepMetrics]:
-        """Returns the metrics that train_step has not returned: of the step under way if `read`, and of one before an error."""
+        """Returns the metrics that train_step has not returned: of the current step if `read`, and of one before an error."""
         if read:
             self._read()
         unread, self._readout.unread = self._readout.unread, []
         return unread
 
     def _accumulate(self, batches: Iterator[Batch]) -> _Step | None:
-        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: given up."""
+        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: abandoned."""
         attention = self.criterion.attention
         step = _Step(self.step, time.perf_counter(), attention.edited_images(self.step) if attention else 0)
         for micro_step in range(self.settings.micro_steps):
@@ -159,7 +159,8 @@ class Trainer:
                 sums = self._backward(batch, step.edited)
             self.reducer.add(sums)
         requests = Requests(*self._readout.requests())._replace(replaced=len(step.replaced))
-        step.figures = self.reducer.reduce(on_device(torch.tensor(requests, dtype=torch.float64), self.ranks.device))
+        requests = torch.tensor(requests, dtype=torch.float64)
+        step.figures = self.reducer.reduce(on_device(requests, float64_device(self.ranks.device)))
         return step
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
@@ -167,7 +168,7 @@ class Trainer:
         the whole step that have an edit."""
         key, device, settings = batch.keys[0], self.ranks.device, self.settings
         seed_device(device, settings.seed, "model", key.step, key.micro)
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets))
+        images, labels = (batch_on_device(tensor, device) for tensor in (batch.images, batch.targets))
         images, targets = self.criterion.mix(images, labels, key.step, key.micro * len(batch.keys))
         attention = self.criterion.attention if edited else None
         with self.precision.autocast(device), attention.record_logits() if attention else contextlib.nullcontext() as layers:
@@ -175,19 +176,20 @@ class Trainer:
         loss, factor = self.criterion.loss(logits, targets, images), self.reducer.loss_factor
         total, attention_loss = loss * (factor / settings.batch_size), loss.new_zeros(())
         if attention:
-            attention_loss = attention.loss(layers, batch.edits.to(device, non_blocking=True))
+            attention_loss = attention.loss(layers, batch_on_device(batch.edits, device))
             total = total + attention_loss * (attention.weight * factor / edited)
         self.scaler.backward(total)
         correct = self.criterion.count_correct(logits, labels)
-        return torch.stack([loss.detach().double(), correct.double(), attention_loss.detach().double()])
+        return torch.stack([as_float64(each.detach()) for each in (loss, correct, attention_loss)])
 
     def _measure(self, step: _Step) -> tuple[Tensor, Tensor]:
         """Returns the global norm of the (scaled) gradients and whether loss or gradients are not finite; completes the step's
         figures and sends them to the host."""
         scale = self.scaler.scale
         norm = nn.utils.get_total_norm([each.grad for each in self.reducer.parameters if each.grad is not None])
-        non_finite = ~(step.figures[:3].isfinite().all() & norm.isfinite())
-        step.figures = torch.cat([step.figures, torch.stack([norm.double() / scale, scale.double()])])
+        non_finite = ~(step.figures[:3].isfinite().all().to(norm.device) & norm.isfinite())
+        exact_scale = as_float64(scale)
+        step.figures = torch.cat([step.figures, torch.stack([as_float64(norm) / exact_scale, exact_scale])])
         if step.figures.is_cuda:
             step.figures = step.figures.to("cpu", non_blocking=True)
             step.ready = torch.cuda.Event()
@@ -195,7 +197,7 @@ class Trainer:
         return norm, non_finite
 
     def _read(self) -> None:
-        """Reads the figures of the step under way, if there is one. Raises DivergedError."""
+        """Reads the figures of the current step, if there is one. Raises DivergedError."""
         readout, step = self._readout, self._readout.pending
         if step is None:
             return
@@ -232,7 +234,7 @@ class Trainer:
             fault += ", however low the loss scale"
         elif overflow or self.settings.non_finite == "skip":
             return True
-        self.progress = self.progress._replace(step=step.number)      # neither it nor a step begun after it counts
+        self.progress = self.progress._replace(step=step.number)      # this step and those begun after it do not count
         remedies = ["a lower learning rate"]
         remedies += ["--precision bf16"] * overflow
         remedies += ["--precision fp32"] * (not overflow and self.precision.compute != torch.float32)

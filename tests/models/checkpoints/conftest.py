@@ -1,4 +1,4 @@
-"""A folder for published checkpoints and a server on this machine in place of the publishers'."""
+"""Fixtures: a folder for published checkpoints, and a local server that replaces the publishers'."""
 
 import file_server
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty checkpoint folder, in an empty working directory, with no server to ask."""
+    """Set up an empty checkpoint folder in an empty working directory, without a server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
     monkeypatch.setenv("VIT_CHECKPOINT_URL", file_server.nobody())
@@ -28,7 +28,7 @@ def server(folder, monkeypatch):
 
 @pytest.fixture
 def put():
-    """put(path, content) writes a file and the folders it needs -> path"""
+    """Return put(path, content), which writes a file and its folders and returns the path."""
     def write(path, content: bytes = b"x"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""timm's config.json: every published name of today's families tells its row, and what contradicts the arrays is refused."""
+"""timm's config.json: every published name gives its row, and contradictions with the arrays are refused."""
 
 import json
 
@@ -23,17 +23,17 @@ NORMS = {"half": HALF, "imagenet": IMAGENET, "0/1": {"mean": (0.0,) * 3, "std": 
          "sat": {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}}
 # Published weights of timm 1.0.31: name, side in pixels, normalization, interpolation, crop and its mode, outputs of the head.
 ZOO = [line.split("|") for line in (reference.FIXTURES / "timm_zoo.txt").read_text(encoding="utf-8").splitlines()[1:]]
-# Architectures that no model here computes, by a word of the reason.
+# Unsupported architectures, and a word of the reason.
 REFUSED = {"beitv2_base_patch16_224": "relative", "beitv2_large_patch16_224": "relative",
-           "eva02_enormous_patch14_clip_224": "norms behind", "vit_base_mci_224": "convolutions",
+           "eva02_enormous_patch14_clip_224": "norms after", "vit_base_mci_224": "convolutions",
            "vit_dlittle_patch16_reg1_gap_256": "differential", "vit_dpwee_patch16_reg1_gap_256": "differential",
            "vit_dwee_patch16_reg1_gap_256": "differential", "vit_pwee_patch16_reg1_gap_256": "side by side"}
-# 384 px are no whole number of patches of 14: its program leaves out the last 6.
+# 384 px is not a whole number of patches of 14: its program ignores the last 6.
 CUT = {384: 378}
 
 
-def said_of(name: str, pixels: str, norm: str, interpolation: str, crop: str, mode: str, outputs: str) -> dict:
-    """config.json, as far as it is read."""
+def config_values(name: str, pixels: str, norm: str, interpolation: str, crop: str, mode: str, outputs: str) -> dict:
+    """Return the values of a config.json that are read."""
     architecture, _, tag = name.partition(".")
     return {"architecture": architecture, "num_classes": int(outputs), "pretrained_cfg": {
         "tag": tag, "input_size": [3, int(pixels), int(pixels)], **{key: list(value) for key, value in NORMS[norm].items()},
@@ -50,11 +50,11 @@ def seen_by(file, row) -> dict:
     return {"mean": row.mean, "std": row.std, "img_size": file.row["img_size"], **file.view}
 
 
-def test_every_published_name_tells_its_row():
-    """Of arrays that our own model of one block has in timm's names."""
+def test_every_published_name_gives_its_row():
+    """With the arrays of our model of one block, in timm's names."""
     states = {}
     for line in ZOO:
-        said = said_of(*line)
+        said = config_values(*line)
         if words := REFUSED.get(said["architecture"]):
             refused(words, config_of_timm.describe, said)
             continue
@@ -79,19 +79,19 @@ def test_every_published_name_tells_its_row():
     ("vit_base_patch16_plus_240", True), ("deit_small_distilled_patch16_224", True), ("cait_xxs24_224", True), ("", True),
     ("vit_small_patch16_rope_ape_224", False), ("vit_base_resnet50d_224", False), ("vit_base_patch16_rpn_224", False),
     ("vit_small_patch14_dinov4", False), ("swin_tiny_patch4_window7_224", False)])
-def test_a_name_that_is_not_known_is_refused(name, known):
-    """Not taken for what has its arrays: rope_ape has those of DeiT III, and rotary positions."""
+def test_an_unknown_name_is_refused(name, known):
+    """It is not read as a known one with the same arrays: rope_ape has those of DeiT III, and rotary positions."""
     said = {"architecture": name, "pretrained_cfg": {"tag": "x"}}
     if known:
         assert config_of_timm.describe(said).base == ""
     else:
-        refused(f"its architecture, {name}, is none of timm's", config_of_timm.describe, said)
+        refused(f"its architecture, {name}, is not one of timm's", config_of_timm.describe, said)
         assert config_of_timm.describe(said | {"label_names": ["a"], config_of_timm.OWN_ENTRY: {"card": {}}}).base == ""
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize("architecture", list(dict.fromkeys(line[0].partition(".")[0] for line in ZOO)))
-def test_timm_s_own_model_at_full_size(architecture, tmp_path, monkeypatch):
+def test_timm_s_own_models_at_full_size_give_their_row(architecture, tmp_path, monkeypatch):
     """Its saved names and shapes and its own config.json: the row has its parameters, image size, mean, std, interpolation and
     crop."""
     timm = pytest.importorskip("timm")
@@ -132,25 +132,25 @@ def dino(**changes):
 
 
 @pytest.mark.parametrize("changes, said, words", [
-    ({}, {}, "says num_layers 12, and its arrays have num_layers 2"),
-    ({}, {"model_args": {"depth": 2, "embed_dim": 768}}, "says hidden_size 768, and its arrays have hidden_size 384"),
-    ({}, {"model_args": {"depth": 2, "patch_size": 16}}, "says patch_size 16, and its arrays have patch_size 14"),
+    ({}, {}, "says num_layers 12, but its arrays have num_layers 2"),
+    ({}, {"model_args": {"depth": 2, "embed_dim": 768}}, "says hidden_size 768, but its arrays have hidden_size 384"),
+    ({}, {"model_args": {"depth": 2, "patch_size": 16}}, "says patch_size 16, but its arrays have patch_size 14"),
     ({}, {"model_args": {"depth": 2, "num_heads": 7}}, "says num_heads 7, which does not divide the width 384"),
-    ({}, {"model_args": {"depth": 2}, "num_classes": 6}, "says 6 classes, and the head of its arrays has 5"),
-    ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, and its arrays have registers 3"),
-    ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, and its arrays have layer_scale False"),
-    ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, and its arrays have mlp swiglu")])
+    ({}, {"model_args": {"depth": 2}, "num_classes": 6}, "says 6 classes, but its head has 5"),
+    ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, but its arrays have registers 3"),
+    ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, but its arrays have layer_scale False"),
+    ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, but its arrays have mlp swiglu")])
 def test_a_config_that_contradicts_the_arrays_is_one_line(changes, said, words):
     refused(words, match_row, header_of(dino(**changes), config_of_timm.describe(DINO | said)))
 
 
-def test_arguments_that_are_not_known_are_refused():
-    """They may compute anything, of a name of 2021 too."""
+def test_unknown_arguments_are_refused():
+    """They may compute anything, also with a name of 2021."""
     refused("model_args have attn_layer diff", config_of_timm.describe, DINO | {"model_args": {"attn_layer": "diff"}})
     for name in ("vit_base_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_384"):
         for key, value in (("x", 1), ("pos_embed", "none")):
             said = {"architecture": name, "model_args": {key: value}}
-            refused(f"model_args have {key} {value}, of which", config_of_timm.describe, said)
+            refused(f"model_args have {key} {value}, which models here do not support", config_of_timm.describe, said)
     kept = {"pool_include_prefix": False, "pos_embed": "learn", "init_values": None, "norm_layer": None}
     found = config_of_timm.describe({"architecture": "vit_base_patch16_224", "model_args": kept})
     assert found.base == "" and "layer_scale" not in found.row
@@ -160,20 +160,20 @@ def test_arguments_that_are_not_known_are_refused():
     ("eva02_tiny_patch14_224", {"model_args": {"ref_feat_shape": [4, 8]}}, "its ref_feat_shape is .4, 8."),
     ("vit_tiny_patch16_224", {"model_args": {"norm_layer": "batchnorm2d"}}, "its norm_layer is batchnorm2d"),
     ("vit_tiny_patch16_224", {"model_args": {"embed_norm_layer": "rmsnorm"}}, "its embed_norm_layer is rmsnorm"),
-    ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, of which")])
-def test_what_no_model_here_computes_is_refused(name, said, words):
+    ("vit_small_patch14_dinov2", {"model_args": {"embed_norm_layer": "layernorm"}}, "embed_norm_layer layernorm, which models")])
+def test_unsupported_arguments_are_refused(name, said, words):
     refused(words, config_of_timm.describe, {"architecture": name, "num_classes": 5} | said)
 
 
-def test_a_norm_behind_the_cls_token_is_refused():
-    """To keep its head; a new one may read the token."""
+def test_a_norm_after_the_cls_token_is_refused():
+    """If the head is kept; a new head may read the token."""
     state = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value for key, value in dino().items()}
     file = header_of(state, config_of_timm.describe(DINO | {
         "num_classes": 5, "global_pool": "token", "model_args": {"depth": 2, "fc_norm": True}}))
     name, keys = match_row(file)
     row = resolve_row(name, keys)
     check_pooling(file, row, keep=False)
-    refused("a norm behind it .fc_norm with global_pool token., as in no model here", check_pooling, file, row, True)
+    refused("after a norm .fc_norm with global_pool token., which no model here", check_pooling, file, row, True)
 
 
 PARTS = [({"reg_tokens": 3}, {"registers": 3}),
@@ -186,7 +186,7 @@ PARTS = [({"reg_tokens": 3}, {"registers": 3}),
 
 @pytest.mark.parametrize("arguments, parts", PARTS, ids=lambda value: str(value))
 def test_a_plain_name_with_other_parts(arguments, parts):
-    """Its config.json is complete: what computes it is timm's VisionTransformer, of eps 1e-6 and the exact GELU."""
+    """Its config.json is complete: timm's VisionTransformer computes it, with eps 1e-6 and the exact GELU."""
     with torch.device("meta"):
         state = create_model("DeiT-Ti_16", 5, 64, num_layers=2, **parts).state_dict()
     said = {"architecture": "deit_tiny_patch16_224", "num_classes": 5, "model_args": {"depth": 2, "img_size": 64} | arguments}
@@ -204,7 +204,7 @@ def test_a_plain_name_with_other_parts(arguments, parts):
     ("DINOv2-S_14", "vit_small_patch14_dinov2", ((56, 84),)), ("DeiT3-S_16", "deit3_small_patch16_224", ((32, 80), (64, 96))),
     ("CLIP-B_32", "vit_base_patch32_clip_quickgelu_224", ((128, 192),))])
 def test_positions_of_images_that_are_not_square(row, name, sizes):
-    """The table of 64 x 96 px has 24 + 1 rows, a square: config.json says of which tokens they are."""
+    """The table of 64 x 96 px has 24 + 1 rows, which is also a square: config.json decides which tokens they belong to."""
     for size in sizes:
         with torch.device("meta"):
             state = create_model(row, 5, size, num_layers=2).state_dict()
@@ -220,8 +220,8 @@ def test_positions_of_images_that_are_not_square(row, name, sizes):
 @pytest.mark.parametrize("said, keys", [
     ({}, {}), ({"global_pool": "token"}, {}), ({"global_pool": "avg"}, {"classifier": "mean"}),
     ({"model_args": {"depth": 2, "global_pool": "avg"}}, {"classifier": "mean"})])
-def test_what_the_head_reads(said, keys):
-    """Of a file without a head it is what the family reads."""
+def test_global_pool_decides_what_the_head_reads(said, keys):
+    """Without a head in the file, it is what the family reads."""
     described = config_of_timm.describe(DINO | {"num_classes": 5, "model_args": {"depth": 2}} | said)
     name, found = match_row(header_of(dino(), described))
     assert (name, {key: found[key] for key in found if key == "classifier"}) == ("DINOv2-S_14-reg", keys)
@@ -233,22 +233,22 @@ def test_what_the_head_reads(said, keys):
     ("x", "vit_small_patch14_reg4_dinov2.lvd142m.safetensors", "DINOv2-S_14-reg"),
     ("vit_base_patch32_clip_quickgelu_224.openai", "model.safetensors", "CLIP-B_32"), ("x", "mine.safetensors", ""),
     ("x", "vit_base_patch16_224.augreg_in21k.safetensors", ""), ("x", "vit_pwee_patch16_reg1_gap_256.sbb_in1k.pth", "")])
-def test_a_bare_file_may_be_called_by_its_name(tmp_path, folder, name, base):
+def test_the_name_of_a_bare_file_is_used(tmp_path, folder, name, base):
     found = describe(tmp_path / folder / name)
     assert (found.base, found.row.get("gelu") == "tanh") == (base, "augreg" in name)
-    file = header_of(dino(), found)                          # of two blocks, which is no published size
+    file = header_of(dino(), found)                          # with two blocks, which no published size has
     assert match_row(file)[0] == "DINOv2-S_14-reg" and match_row(file)[1]["num_layers"] == 2
 
 
 def test_a_row_that_configs_lacks_is_named():
     described = config_of_timm.describe({"architecture": "vit_tiny_patch16_lingbot"})
-    refused("vit_tiny_patch16_lingbot of timm, and configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
+    refused("timm's vit_tiny_patch16_lingbot, but configs.py has no row LingBot-Ti_16", match_row, header_of(dino(), described))
 
 
 @pytest.mark.parametrize("architecture, tag, says", [
     ("vit_base_patch16_siglip_224", "v2_webli", True), ("vit_tiny_patch16_224", "augreg_in21k", True),
     ("vit_tiny_patch16_224", "dino", False), ("vit_small_patch14_dinov2", "lvd142m", False)])
-def test_a_gelu_that_is_not_timm_s_is_told(architecture, tag, says):
+def test_a_gelu_that_is_not_timm_s_is_reported(architecture, tag, says):
     said = {"architecture": architecture, "pretrained_cfg": {"tag": tag}}
     assert (config_of_timm.describe(said).notes == [
         "GELU is computed in the tanh form, as Google trained it, whatever timm computes"]) is says

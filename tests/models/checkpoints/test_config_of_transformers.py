@@ -1,4 +1,4 @@
-"""transformers' config.json: every class of today's families tells its row, and what contradicts the arrays is refused."""
+"""transformers' config.json: every class gives its row, and contradictions with the arrays are refused."""
 
 import json
 
@@ -13,7 +13,7 @@ from models import create_model
 from models.checkpoints import config_of_transformers
 from models.match import match_row
 
-# A class of transformers: (its configuration at a published size, the row, keys that it has otherwise, GELU and eps).
+# A class of transformers: (its configuration at a published size, the row, keys that differ from it, GELU and eps).
 SIZES = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 224}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 224}
@@ -60,8 +60,8 @@ CLASSES = {
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", CLASSES)
-def test_transformers_own_model_at_full_size(name, tmp_path):
-    """Its configuration as it saves it, its names and shapes."""
+def test_transformers_own_models_at_full_size_give_their_row(name, tmp_path):
+    """With the configuration that it saves, and its names and shapes."""
     transformers = pytest.importorskip("transformers")
     from utils.training.memory import parameters
 
@@ -105,29 +105,29 @@ def test_transformers_own_model_at_full_size(name, tmp_path):
     ({"model_type": "aimv2_vision_model", "hidden_act": "silu", "qkv_bias": True, "mlp_bias": True},
      {"qkv_bias": "all", "proj_bias": True, "mlp_bias": True}),
     ({"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14}, {"img_size": 378})])
-def test_keys_of_a_row(values, row):
+def test_values_become_keys_of_a_row(values, row):
     found = config_of_transformers.describe(values, {}).row
     assert {key: found.get(key) for key in row} == row
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"model_type": "siglip_text_model"}, "a model of text,"), ({"model_type": "bert"}, "a model of text,"),
+    ({"model_type": "siglip_text_model"}, "a model for text,"), ({"model_type": "bert"}, "a model for text,"),
     ({"model_type": "beit"}, "positions relative to each pair"), ({"model_type": "pixio"}, "several cls tokens"),
     ({"model_type": "vit", "hidden_act": "relu"}, "its activation is relu"),
     ({"model_type": "beit"}, "its model_type is beit, which has positions relative to each pair"),
-    ({"model_type": "vit", "label2id": [1]}, "its label2id are .1., and no settings by name"),
-    ({"model_type": "dinov3_vit", "rope_parameters": 5}, "its rope_parameters are 5"),
+    ({"model_type": "vit", "label2id": [1]}, "its label2id is .1., not a JSON object"),
+    ({"model_type": "dinov3_vit", "rope_parameters": 5}, "its rope_parameters is 5"),
     ({"model_type": "dinov3_vit", "rope_theta": 1000.0}, "its rope_theta is not 100"),
     ({"model_type": "dinov3_vit", "query_bias": False, "key_bias": True, "value_bias": True}, "its biases of queries"),
     ({"model_type": "dinov3_vit", "use_gated_mlp": True, "hidden_act": "gelu"}, "its gate is gelu"),
     ({"model_type": "aimv2_vision_model", "hidden_act": "silu", "is_native": True}, "is_native"),
-    ({"model_type": "vit", "patch_size": [16, 8]}, "and models here have square ones")])
-def test_what_is_not_built_here(values, words):
+    ({"model_type": "vit", "patch_size": [16, 8]}, "but models here have square patches")])
+def test_unsupported_values_are_refused(values, words):
     refused(words, config_of_transformers.describe, values, {})
 
 
 def dinov3(**changes) -> dict:
-    """Of two blocks, in transformers' names."""
+    """Return the arrays of a model of two blocks, in transformers' names."""
     with torch.device("meta"):
         state = create_model("DINOv3-S_16-qkvb", 1, num_layers=2, **changes).state_dict()
     found = {"embeddings.cls_token": state["cls_token"], "embeddings.mask_token": state["cls_token"]}
@@ -156,13 +156,13 @@ DINOV3 = {"model_type": "dinov3_vit", "hidden_size": 384, "num_hidden_layers": 2
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({}, ""), ({"hidden_size": 768}, "says hidden_size 768, and its arrays have hidden_size 384"),
-    ({"num_hidden_layers": 3}, "says num_layers 3, and its arrays have num_layers 2"),
+    ({}, ""), ({"hidden_size": 768}, "says hidden_size 768, but its arrays have hidden_size 384"),
+    ({"num_hidden_layers": 3}, "says num_layers 3, but its arrays have num_layers 2"),
     ({"num_attention_heads": 5}, "says num_heads 5, which does not divide the width 384"),
-    ({"patch_size": 14}, "says patch_size 14, and its arrays have patch_size 16"),
-    ({"num_register_tokens": 3}, "says registers 3, and its arrays have registers 4"),
-    ({"intermediate_size": 1000}, "says mlp_dim 1000, and its arrays have mlp_dim 1536"),
-    ({"query_bias": False, "value_bias": False}, "says qkv_bias none, and its arrays have qkv_bias qv")])
+    ({"patch_size": 14}, "says patch_size 14, but its arrays have patch_size 16"),
+    ({"num_register_tokens": 3}, "says registers 3, but its arrays have registers 4"),
+    ({"intermediate_size": 1000}, "says mlp_dim 1000, but its arrays have mlp_dim 1536"),
+    ({"query_bias": False, "value_bias": False}, "says qkv_bias none, but its arrays have qkv_bias qv")])
 def test_a_config_that_contradicts_the_arrays_is_one_line(changes, words):
     file = header_of(dinov3(), config_of_transformers.describe(DINOV3 | changes, {}))
     if words:
@@ -172,14 +172,14 @@ def test_a_config_that_contradicts_the_arrays_is_one_line(changes, words):
 
 
 @pytest.mark.parametrize("value, numbers", [(0.5, (0.5,) * 3), ([0.1, 0.2, 0.3], (0.1, 0.2, 0.3))])
-def test_one_number_is_that_of_every_channel(value, numbers):
+def test_one_number_counts_for_every_channel(value, numbers):
     found = config_of_transformers.describe({"model_type": "vit"}, {"image_mean": value, "image_std": value}).row
     assert (found["mean"], found["std"]) == (numbers, numbers)
 
 
 @pytest.mark.parametrize("size", [(224, 256), (64, 96)])
 def test_positions_of_images_that_are_not_square(size):
-    """The table of 224 x 256 px has 224 + 1 rows, which are 15 x 15 of a square."""
+    """The table of 224 x 256 px has 224 + 1 rows, as many as a square of 15 x 15."""
     with torch.device("meta"):
         state = transformers_names(create_model("ViT-Ti_16", 3, size, num_layers=1).state_dict(), "vit.")
     said = {"model_type": "vit", "hidden_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 768,
@@ -190,7 +190,7 @@ def test_positions_of_images_that_are_not_square(size):
 
 
 def test_aimv2_with_biases():
-    """SwiGLU has no GELU to be said."""
+    """Its SwiGLU has no GELU that could be stated."""
     parts = {"qkv_bias": "all", "proj_bias": True, "mlp_bias": True}
     with torch.device("meta"):
         state = create_model("AIMv2-L_14", 1, num_layers=1, **parts).state_dict()

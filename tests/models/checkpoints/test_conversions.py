@@ -1,4 +1,4 @@
-"""The conversions between arrays of a file and parameters of a model; test_load.py shows the fold of real models."""
+"""The conversions between arrays of a file and parameters of a model; test_load.py folds channels of real models."""
 
 import itertools
 import math
@@ -27,14 +27,14 @@ def test_conversions_are_inverse(conversion):
     assert torch.equal(torch.cat([CONVERSIONS[conversion].from_file(array) for array in arrays]), value)
 
 
-def test_the_parts_of_a_packed_array():
+def test_parts_of_a_packed_array_are_read():
     packed = torch.arange(6.0)
     for part, expected in (("q", [0, 1]), ("v", [4, 5]), ("kv", [2, 3, 4, 5])):
         assert CONVERSIONS[f"{part}_of_qkv"].from_file(packed).tolist() == expected
 
 
-def test_the_pixels_of_a_patch_go_by_rows_and_channels_last():
-    """A linear layer over them and the convolution that is made of it give the same."""
+def test_the_pixels_of_a_patch_are_in_row_order_with_channels_last():
+    """A linear layer over them and the convolution made from it compute the same."""
     linear, images = torch.randn(5, 2 * 2 * 3), torch.randn(4, 3, 2, 2)
     kernel = CONVERSIONS["patches"].from_file(linear)
     assert torch.allclose(F.conv2d(images, kernel).flatten(1), images.permute(0, 2, 3, 1).flatten(1) @ linear.t(), atol=1e-5)
@@ -43,7 +43,7 @@ def test_the_pixels_of_a_patch_go_by_rows_and_channels_last():
 
 @pytest.mark.parametrize("numbers, sizes", [
     (588, (3, 14)), (768, (3, 16)), (192, (3, 8)), (256, (1, 16)), (7, (7, 1)), (0, (0, 1))])
-def test_the_side_of_a_patch_by_the_number_of_its_pixels(numbers, sizes):
+def test_the_side_of_a_patch_follows_from_its_number_of_pixels(numbers, sizes):
     assert patch_sizes(numbers) == sizes
 
 
@@ -53,17 +53,17 @@ def test_sines_and_cosines_of_columns_and_rows():
     for row, column in itertools.product(range(2), range(3)):                         # frequencies 1 and 1e-4
         expected = [f(n * frequency) for n in (column, row) for f in (math.sin, math.cos) for frequency in (1, 1e-4)]
         assert torch.allclose(table[3 * row + column], torch.tensor(expected))
-    with pytest.raises(ModelError, match="a multiple of 4 and 8 at least, not 10"):
+    with pytest.raises(ModelError, match="a multiple of 4 and at least 8, not 10"):
         sincos_positions((2, 3), 10)
 
 
-def test_without_statistics_of_the_channels_they_are_the_grey_ones():
-    """Then it is the plain sum, and the bias stays."""
+def test_channel_statistics_default_to_the_grey_ones():
+    """Then kernels are simply summed, and the bias does not change."""
     weight, bias = torch.randn(8, 3, 4, 4), torch.randn(8)
     one, new_bias = fold_channels(weight, bias, architecture(4, 8, 8, 1, 1, in_channels=1, mean=(0.3,), std=(0.2,)))
     assert (one - weight.sum(dim=1, keepdim=True)).abs().max() < 1e-5 and (new_bias - bias).abs().max() < 1e-6
 
 
 def test_other_counts_of_channels_cannot_be_summed():
-    with pytest.raises(ModelError, match="a patch kernel of 4 channels cannot be summed for grey images, one of 3 can"):
+    with pytest.raises(ModelError, match="a patch kernel of 4 channels cannot be converted to grey images"):
         fold_channels(torch.randn(8, 4, 4, 4), torch.randn(8), architecture(4, 8, 8, 1, 1, in_channels=1))

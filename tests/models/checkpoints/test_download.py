@@ -1,4 +1,4 @@
-"""Downloading published checkpoints from a server on this machine: whole, checked, or not at all."""
+"""Downloading published checkpoints from a local server: files are complete and checked, or do not appear."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def server(server):
 
 
 def fails(folder, message: str) -> str:
-    """One line with the URL and the path to put the file at by hand; and no file that looks finished."""
+    """Check for one line with the URL and the path to put the file at by hand, and that no file looks complete."""
     with pytest.raises(ModelError, match=message) as error:
         find_checkpoint(NAME)
     text = str(error.value)
@@ -53,22 +53,22 @@ def arrives(folder) -> None:
 @pytest.mark.parametrize("md5", [None, hashlib.md5(CONTENT).digest()])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("etag", ['"one"', None])
-def test_download(server, folder, md5, chunked, etag):
+def test_a_file_is_downloaded_once(server, folder, md5, chunked, etag):
     server.md5, server.chunked, server.etag = md5, chunked, etag
     arrives(folder)
     assert server.requests == [("/vit_models/imagenet21k/R50%2BViT-B_16.npz", None, None)]
     find_checkpoint(NAME)
-    assert len(server.requests) == 1                                        # it is here now
+    assert len(server.requests) == 1                                        # now it is here
 
 
-def test_the_name_alone_makes_a_model(server, folder):
+def test_a_name_is_enough_for_a_model(server, folder):
     server.content = reference.weights("g_p32").read_bytes()
     model = create_model(reference.ROWS["g_p32"], pretrained="sam/ViT-B_32", head="keep")
     assert model.num_classes == 5 and model.load_report.path == str(folder / "sam" / "ViT-B_32.npz")
 
 
 def test_a_download_that_was_cut_off_is_resumed(server, folder):
-    """The next call asks for the rest, of the same version."""
+    """The next call requests only the rest of the same version."""
     server.cut_after = 100_000
     fails(folder, f"the connection was cut off at 100000 of {SIZE} bytes; run again to resume")
     assert part(folder) == CONTENT[:100_000]
@@ -81,7 +81,7 @@ def test_a_download_that_was_cut_off_is_resumed(server, folder):
 
 
 def test_processes_wait_for_one_lock_after_a_failure_too(server, folder, put):
-    """Another process waits with the lock file open: one that starts later must find the same file, or both would write."""
+    """Another process waits with the lock file open: one that starts later must use the same file, or both would write."""
     lock = folder / f"{FILE}.lock"
     put(lock, b"")
     waiting = lock.stat()
@@ -114,8 +114,8 @@ def test_without_an_etag_nothing_is_joined(server, folder):
     assert server.requests[1][1:] == (None, None)
 
 
-def test_a_part_that_is_complete_or_too_long(server, folder, put):
-    """The process ended before the last step: the server answers 416, and all is fetched again."""
+def test_a_part_that_is_complete_or_too_long_is_downloaded_again(server, folder, put):
+    """The process ended before the last step: the server answers 416, and the file is downloaded again."""
     for length in (SIZE, SIZE + 1000):
         put(folder / f"{FILE}.part", bytes(length))
         put(folder / f"{FILE}.part.etag", b'"one"')
@@ -143,7 +143,7 @@ def test_the_checksum_covers_the_whole_file_of_a_resumed_download(server, folder
 
 
 @pytest.mark.parametrize("status, message", [(404, "Not Found"), (403, "Forbidden"), (503, "Service Unavailable")])
-def test_a_part_outlives_a_server_that_refuses(server, folder, status, message):
+def test_a_part_is_kept_when_the_server_refuses(server, folder, status, message):
     server.cut_after = 100_000
     fails(folder, "cut off")
     server.cut_after, server.status = None, status
@@ -153,17 +153,17 @@ def test_a_part_outlives_a_server_that_refuses(server, folder, status, message):
     assert server.answers == [200, status, 206]
 
 
-def test_offline(folder):
+def test_without_a_network_the_url_is_named(folder):
     fails(folder, "refused")
 
 
 @pytest.mark.parametrize("greeting", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 twohundred OK\r\n\r\n", b"\0"])
-def test_what_speaks_no_http(server, folder, greeting):
+def test_a_server_without_http_is_reported(server, folder, greeting):
     server.greeting = greeting
     fails(folder, "could not download")
 
 
-def test_a_cut_without_a_length(server, folder):
+def test_a_cut_is_noticed_without_a_length(server, folder):
     """The end of a chunked body is missing."""
     server.chunked, server.cut_after = True, 100_000
     fails(folder, "could not download")
@@ -172,12 +172,12 @@ def test_a_cut_without_a_length(server, folder):
 
 
 @pytest.mark.parametrize("mirror", ["storage.example/vit", "http://[broken", "http://bad host/"])
-def test_a_mirror_that_is_no_url(folder, monkeypatch, mirror):
+def test_a_mirror_that_is_no_url_is_reported(folder, monkeypatch, mirror):
     monkeypatch.setenv("VIT_CHECKPOINT_URL", mirror)
     fails(folder, "could not download")
 
 
-def test_a_folder_that_cannot_be_made(folder, put):
+def test_a_folder_that_cannot_be_created_is_reported(folder, put):
     put(folder, b"a file in its place")
     fails(folder, "could not download")
 
@@ -189,10 +189,10 @@ PAGES = [b"<!DOCTYPE html>", b"\n\n<html>", b"[]", b""]
 
 @pytest.mark.parametrize("suffix", KINDS)
 @pytest.mark.parametrize("page", PAGES)
-def test_a_file_is_of_its_kind(server, tmp_path, suffix, page):
+def test_a_file_of_another_kind_is_refused(server, tmp_path, suffix, page):
     path = tmp_path / f"x{suffix}"
     server.content = page
-    with pytest.raises(ModelError, match=f"what arrived is not {KINDS[suffix][0]}; perhaps a sign-in page"):
+    with pytest.raises(ModelError, match=f"the downloaded file is not {KINDS[suffix][0]}; perhaps it is a sign-in page"):
         download(f"http://127.0.0.1:{server.server_port}/x", path)
     assert not path.exists() and not path.with_name(path.name + ".part").exists()
     server.content = KIND[suffix]

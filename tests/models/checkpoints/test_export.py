@@ -1,4 +1,4 @@
-"""Writing models for other programs: whole or not at all, and what is read back is the same bit for bit."""
+"""Writing models for other programs: files are complete or absent, and reading them back is exact, bit for bit."""
 
 import os
 
@@ -19,7 +19,7 @@ SUFFIXES = ["safetensors", "pth", "pt", "bin"]
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_ours_to_google_s_and_back(tmp_path, case):
+def test_a_model_in_google_s_layout_is_read_back(tmp_path, case):
     """The written file has the names, shapes and numbers of the one that was read, and numpy reads it."""
     model = load(reference.weights(case), case)
     save_npz(model, tmp_path / "new" / "x.npz")
@@ -33,7 +33,7 @@ def test_ours_to_google_s_and_back(tmp_path, case):
     assert os.listdir(tmp_path / "new") == ["x.npz"]
 
 
-def test_another_grid_and_precision_are_written_in_float32(tmp_path):
+def test_another_grid_and_precision_are_written_as_float32(tmp_path):
     model = load(reference.weights(CASE), CASE, img_size=96).bfloat16()
     save_npz(model, tmp_path / "x.npz")
     written = reference.arrays(tmp_path / "x.npz")
@@ -55,13 +55,13 @@ def test_plain_models_of_other_families_fit_google_s_layout(tmp_path, case):
 @pytest.mark.parametrize("case, lacks", [
     ("deit_dist", "dist_token, head_dist.bias, head_dist.weight"), ("mae_gp1", "fc_norm.bias, fc_norm.weight"),
     ("cait", "blocks.0.attn.proj_l.bias, .* and [0-9]+ more")])
-def test_what_google_s_layout_cannot_hold_is_refused(tmp_path, case, lacks):
+def test_models_without_names_in_google_s_layout_are_refused(tmp_path, case, lacks):
     refused(f"Google's layout has no names for {lacks}; save_timm writes them", save_npz, load_case(case), tmp_path / "x.npz")
     assert os.listdir(tmp_path) == []
 
 
 def test_pooling_by_attention_gets_the_names_of_big_vision(tmp_path):
-    """SigLIP's, whose table of positions has another name there; without a cls token a mean is Google's."""
+    """SigLIP's position table has another name there; a mean without a cls token is in Google's layout."""
     keys = {"class_token": False, "classifier": "attention", "pool_mlp_dim": 20, "pool_heads": 2}
     row = architecture(4, 8, 16, 2, 1, img_size=8, **keys)
     model = random_model(row)
@@ -83,7 +83,7 @@ def test_pooling_by_attention_gets_the_names_of_big_vision(tmp_path):
     ({"classifier": "token_mean"}, "classifier 'token_mean'"), ({"classifier": "mean"}, "classifier 'mean'"),
     ({"positions": "patches"}, "positions 'patches'"), ({"classifier": "attention"}, "classifier 'attention'"),
     ({"classifier": "attention", "class_token": False, "pool_heads": 1}, "pool_heads 1")])
-def test_parts_that_google_s_encoder_does_not_have_are_named(tmp_path, more, part):
+def test_parts_that_google_s_encoder_lacks_are_named(tmp_path, more, part):
     model = create_model(architecture(4, 8, 16, 2, 1, img_size=8, **more), 3)
     refused(f"Google's layout has no {part}; save_timm writes it", save_npz, model, tmp_path / "x.npz")
     assert os.listdir(tmp_path) == []
@@ -92,7 +92,7 @@ def test_parts_that_google_s_encoder_does_not_have_are_named(tmp_path, more, par
 @pytest.mark.parametrize("family", LATER)
 @torch.no_grad()
 def test_parts_that_no_row_has_together_are_read_back(tmp_path, family):
-    """The whole row stands in the notes of the file: which rotary positions, which pooling, which norms."""
+    """The metadata of the file contains the whole row: rotary positions, pooling, norms."""
     row, keys, _ = LATER[family]
     model = random_model(row, 5, 16, **SMALL | keys).eval()
     export.save_weights(model, tmp_path / "x.safetensors")
@@ -119,8 +119,8 @@ def test_a_row_that_is_not_the_file_s_is_one_line(tmp_path, key, value, words):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("case", reference.TORCH_ROWS)
-def test_ours_to_timm_s_and_back(tmp_path, case, suffix):
-    """The written file has the names and numbers of the published one, wrappers aside."""
+def test_a_model_in_timm_s_names_is_read_back(tmp_path, case, suffix):
+    """The written file has the names and numbers of the published one, without wrappers."""
     model, path = load_case(case), tmp_path / "new" / f"x.{suffix}"
     save_timm(model, path)
     original = reference.torch_state(case)
@@ -136,13 +136,13 @@ def test_ours_to_timm_s_and_back(tmp_path, case, suffix):
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_google_s_models_to_timm_s_names_and_back(tmp_path, case):
+def test_google_s_models_in_timm_s_names_are_read_back(tmp_path, case):
     model = load(reference.weights(case), case)
     save_timm(model, tmp_path / "x.safetensors")
     assert same_state(model, load(tmp_path / "x.safetensors", case))
 
 
-def test_one_channel_both_ways(tmp_path):
+def test_a_model_of_one_channel_is_read_back(tmp_path):
     model = create_model(architecture(4, 8, 16, 2, 1, img_size=8), 3, in_channels=1)
     for path, save in ((tmp_path / "x.npz", save_npz), (tmp_path / "x.pth", save_timm)):
         save(model, path)
@@ -152,19 +152,19 @@ def test_one_channel_both_ways(tmp_path):
 @pytest.mark.parametrize("save, name", [(save_npz, "x.npz"), (save_timm, "x.safetensors"), (save_timm, "x.pth")])
 def test_a_grid_that_is_not_square_is_refused(tmp_path, save, name):
     model = create_model("ViT-Nano_2", 3, (8, 12))
-    refused("table of 4 x 6 patches cannot be distinguished from a square one .*; use a square", save, model, tmp_path / name)
+    refused("position table has 4 x 6 patches. Use a square", save, model, tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["x", "x.npz", "x.ckpt", "x.PTH"])
-def test_the_suffix_decides(tmp_path, name):
+def test_the_suffix_determines_the_format(tmp_path, name):
     refused(r"the suffix must be \.safetensors, \.pth", save_timm, create_model("ViT-Nano_2", 3), tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("save, name", [(save_npz, "x.npz"), (save_timm, "x.pth")])
-def test_an_unfinished_file_replaces_nothing_and_does_not_stay(tmp_path, monkeypatch, save, name, error):
+def test_an_unfinished_file_is_removed_and_replaces_nothing(tmp_path, monkeypatch, save, name, error):
     (tmp_path / name).write_bytes(b"the old one")
 
     def break_off(*arguments, **arrays):
@@ -186,8 +186,8 @@ def test_an_unfinished_file_replaces_nothing_and_does_not_stay(tmp_path, monkeyp
     (MODELS["CaiT-XXS24"], {"depth": 2}, "cait_xxs24_224"),
 ])
 @torch.inference_mode()
-def test_timm_takes_what_we_write_and_we_what_timm_writes(tmp_path, row, options, name):
-    """Where it is installed: strictly, under its own names."""
+def test_timm_and_this_project_read_each_other_s_files(tmp_path, row, options, name):
+    """If timm is installed: strictly, with its own names."""
     timm = pytest.importorskip("timm")
     row = row.copy_and_resolve_references()
     row.num_layers = 2
@@ -198,6 +198,6 @@ def test_timm_takes_what_we_write_and_we_what_timm_writes(tmp_path, row, options
     timm.models.load_checkpoint(theirs, str(tmp_path / "x.safetensors"), strict=True)
     torch.save(theirs.state_dict(), tmp_path / "y.pth")
     assert same_state(ours, load(tmp_path / "y.pth", row, img_size=64))
-    if row.resnet_layers is None:                # of hybrids the weights are standardized otherwise (test_timm.py)
+    if row.resnet_layers is None:                # hybrids standardize their weights differently (test_timm.py)
         images = torch.randn(2, 3, 64, 64)
         assert (ours(images) - theirs(images)).abs().max() < 1e-4

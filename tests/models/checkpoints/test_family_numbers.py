@@ -1,4 +1,4 @@
-"""What timm and transformers computed for small models of today's families (tests/fixtures/families.npz): a folder with such a
+"""What timm and transformers computed for small models of many families (tests/fixtures/families.npz): a folder with such a
 model, as the program saves it, gives the same logits, tokens and maps here, at three sizes.
 """
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5                                    # of the largest number
 
 
 def opened(case: str, folder: object, size: str, **keys) -> torch.nn.Module:
-    """Nothing is said but the size, and how the program resizes a table of positions where its family has another way."""
+    """Open a folder with only the size given, and the program's resizing of positions if its family has another."""
     keys = ({"position_resize": CASES[case].resize} if CASES[case].resize else {}) | keys
     head = {"head": "keep"} if has_head(case) else {"num_classes": CLASSES}
     return create_model(pretrained=folder, img_size=pixels(case, size), **head, **keys).eval()
@@ -47,7 +47,7 @@ def computed(case: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def difference(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
-    """The largest, of each array as a part of its largest number. The map of a pooling may be stored or not."""
+    """Return the largest difference, relative to the largest number of each array. The map of a pooling may be missing."""
     assert {*found, "pool_map"} == {*wanted, "pool_map"}
     return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
 
@@ -68,7 +68,7 @@ def test_a_folder_gives_the_numbers_of_its_program(tmp_path, case):
     ("timm/pe", "native", {"rope": "eva"}), ("timm/eva02", "native", {"rope_grid": 14}), ("timm/pe", "native", {"pool_heads": 1}),
     ("timm/dinov2_reg", "larger", {"position_resize": "bicubic"}),
     ("transformers/dinov2", "wide", {"position_resize": "bicubic_offset"})])
-def test_what_no_array_tells_shows_in_the_numbers(tmp_path, case, size, keys):
+def test_what_no_array_shows_changes_the_numbers(tmp_path, case, size, keys):
     model = opened(case, write_folder(tmp_path / "x", case), size, **keys)
     assert difference(computed(case, model), expected(case, size)) > 3 * TOLERANCE
 
@@ -76,13 +76,13 @@ def test_what_no_array_tells_shows_in_the_numbers(tmp_path, case, size, keys):
 @pytest.mark.reference
 @pytest.mark.parametrize("case", CASES)
 def test_the_programs_compute_these_numbers_today(case):
-    """And write these names, shapes and settings. Where they do not: tests/support/family_numbers.py says how to write the file
+    """They also write these names, shapes and settings. If not: tests/support/family_numbers.py says how to write the file
     again."""
     pytest.importorskip(program_of(case))
-    found, said = recorded(case), described(case)
+    found, stored = recorded(case), described(case)
     now = json.loads(str(found.pop(case)))
-    for each in (now, said):
+    for each in (now, stored):
         each["config"].pop("transformers_version", None)
-    assert now == said
+    assert now == stored
     wanted = {name: value for name, value in contents().items() if name.startswith(f"{case}/")}
     assert found.keys() == wanted.keys() and difference(found, wanted) < TOLERANCE

@@ -1,4 +1,4 @@
-"""Files of weights of every kind: the content decides, nothing is executed, damage is one line."""
+"""Files of weights of every kind: the content determines it, nothing is executed, damage is one line."""
 
 import argparse
 import struct
@@ -43,7 +43,7 @@ def refused(path: Path, message: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["npz", "pth", "pt", "bin", "safetensors", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_content_decides_the_kind_and_not_the_name(tmp_path, kind, suffix):
+def test_the_content_and_not_the_name_determines_the_kind(tmp_path, kind, suffix):
     read = read_all(KINDS[kind](tmp_path / f"x.{suffix}", WEIGHTS))
     assert read.keys() == WEIGHTS.keys()
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in WEIGHTS)
@@ -60,14 +60,14 @@ def test_other_number_formats_are_read_as_float32(tmp_path, kind, dtype):
 @pytest.mark.parametrize("place", ["model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "ema"])
 @pytest.mark.parametrize("save", [saved, legacy])
 def test_weights_in_an_entry_are_found(tmp_path, place, save):
-    """Beside others, as in DeiT's and MAE's files: the optimizer, the epoch, the flags."""
+    """With other entries, as in DeiT's and MAE's files: the optimizer, the epoch, the flags."""
     beside = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3, "args": argparse.Namespace(lr=1e-3, name="x")}
     with open_weights(save(tmp_path / "x", {**beside, place: WEIGHTS})) as file:
         assert file.names == list(WEIGHTS) and file.left_out == ["args", "epoch", "optimizer"] and file.run is None
 
 
-def test_entries_that_are_no_weights(tmp_path):
-    """Averaged weights beside those of the model, plain values, names that are no text."""
+def test_entries_that_are_no_weights_are_ignored(tmp_path):
+    """Averaged weights in addition to the model's, plain values, names that are not text."""
     other = {name: value + 1 for name, value in WEIGHTS.items()}
     with open_weights(saved(tmp_path / "x", {"model_ema": other, "ema": other, "model": WEIGHTS})) as file:
         assert torch.equal(file.read("head.bias"), WEIGHTS["head.bias"]) and file.left_out == ["ema", "model_ema"]
@@ -89,7 +89,7 @@ def test_entries_that_are_no_weights(tmp_path):
     ({"epoch": 3, "model": {}}, "holds no arrays .its entries: epoch, model"),
     ({"a": torch.ones(3).to_sparse(), "b": torch.ones(3, dtype=torch.complex64)}, "holds no arrays .its entries: a, b"),
 ])
-def test_contents_that_are_no_weights(tmp_path, content, message):
+def test_contents_that_are_no_weights_are_refused(tmp_path, content, message):
     refused(saved(tmp_path / "x.pth", content), message)
 
 
@@ -102,12 +102,12 @@ def test_numpy_arrays_are_weights(tmp_path, save):
 
 
 def own(**more) -> dict:
-    """Without what only a resumed run needs."""
+    """Return a checkpoint without what only a resumed run needs."""
     return {"format": "vit-run-1", "model": WEIGHTS, "architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"],
             "config": {"img_size": 8}, "optimizer": {}, "step": 3, **more}
 
 
-def test_a_checkpoint_of_our_own(tmp_path):
+def test_a_checkpoint_of_our_own_is_read(tmp_path):
     with open_weights(saved(tmp_path / "x.pt", own(train_images=9))) as file:
         assert file.run == {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"], "config": {"img_size": 8},
                             "step": 3, "train_images": 9, "data": None, "license": None}
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_our_own(tmp_path):
 
 
 @pytest.mark.parametrize("ema", [{}, {name: value + 1 for name, value in WEIGHTS.items()}])
-def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
+def test_its_averaged_weights_are_preferred(tmp_path, ema):
     config = {"img_size": 8, "ema_decay": 0.9 if ema else 0.0}
     with open_weights(saved(tmp_path / "x.pt", own(ema=ema, config=config))) as file:
         assert torch.equal(file.read("head.bias"), WEIGHTS["head.bias"] + (1 if ema else 0))
@@ -124,11 +124,11 @@ def test_its_averaged_weights_come_first_where_it_has_some(tmp_path, ema):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    ({"model": None}, "model None: must be values by name"), ({"architecture": 3}, "architecture 3: must be values by name"),
+    ({"model": None}, "model None: must be a dictionary"), ({"architecture": 3}, "architecture 3: must be a dictionary"),
     ({"config": None}, "config None: must be"), ({"classes": "ab"}, "classes 'ab': must be a list"),
     ({"classes": [["a"]]}, "classes.0 a list of 1: must be text"), ({"ema": torch.ones(3)}, "ema an array of shape"),
     ({"step": "3"}, "step '3': must be 0 or more"), ({"format": "vit-run-0"}, "not a checkpoint of this version")])
-def test_a_checkpoint_of_our_own_with_something_else(tmp_path, more, message):
+def test_a_checkpoint_of_our_own_with_wrong_fields_is_refused(tmp_path, more, message):
     refused(saved(tmp_path / "x.pt", own(**more)), message)
 
 
@@ -150,21 +150,21 @@ ENTRY = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[%s]}}'
     header(b"{" * 5000),
     header(b"{\xff\xfe}"),
 ])
-def test_false_headers_of_safetensors(tmp_path, content):
+def test_false_headers_of_safetensors_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     refused(tmp_path / "x.safetensors", "damaged or cut off .*write or copy it again")
 
 
 @pytest.mark.parametrize("kind, count", [("C64", b"2"), ("F8_E4M3", b"16")])
-def test_numbers_that_are_no_weights(tmp_path, kind, count):
+def test_types_that_are_no_weights_are_refused(tmp_path, kind, count):
     (tmp_path / "x").write_bytes(header((ENTRY % (count, b"0,16")).replace(b"F32", kind.encode())))
     refused(tmp_path / "x", f"a holds {kind}, not plain numbers")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
-    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is no name of an array|not a readable")
+def test_names_that_do_not_fit_on_one_line_are_refused(tmp_path, kind, name):
+    refused(KINDS[kind](tmp_path / "y", {name: torch.ones(2)}), "is not a name of an array|not a readable")
 
 
 @pytest.mark.parametrize("content, message", [
@@ -178,17 +178,17 @@ def test_names_that_would_not_fit_on_one_line(tmp_path, kind, name):
     (LEGACY_MAGIC, "damaged or cut off"),
 ])
 @pytest.mark.parametrize("suffix", [".npz", ".pth", ".safetensors"])
-def test_what_is_no_file_of_weights(tmp_path, content, message, suffix):
+def test_other_files_are_refused(tmp_path, content, message, suffix):
     (tmp_path / f"x{suffix}").write_bytes(content)
     refused(tmp_path / f"x{suffix}", message)
 
 
-def test_a_folder_or_nothing(tmp_path):
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "absent.pth"):
-        refused(path, "no checkpoint at .*: give a file of weights")
+        refused(path, "no checkpoint at .*: expected a file of weights")
 
 
-def test_safetensors_is_asked_for_only_where_it_is_needed(tmp_path, monkeypatch):
+def test_the_package_safetensors_is_needed_only_for_its_files(tmp_path, monkeypatch):
     paths = {kind: save(tmp_path / kind, WEIGHTS) for kind, save in KINDS.items()}
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for kind in ("npz", "zipped", "legacy"):

@@ -1,8 +1,8 @@
-"""Files damaged at random, of every kind that is read: each is refused on one line, or gives what was written.
+"""Files of every kind, damaged at random: each is refused on one line, or read as it was written.
 
-Each is read in a forked child that may take no more memory than the file and half a GB, and 5 seconds. .npz and PyTorch's
-zip files carry check sums, so that no number may come back changed; .safetensors, PyTorch's older files, lists and edits
-carry none of their numbers: there only the structure is checked.
+Each is read in a forked child that may use at most half a GB more memory than the file, and 5 seconds. .npz and PyTorch's zip
+files have checksums, so no number may be changed; .safetensors, PyTorch's older files, lists and edits have none: there only the
+structure is checked.
 """
 
 import argparse
@@ -44,10 +44,10 @@ ARRAYS = {"head/bias": np.arange(5, dtype=np.float32), "head/kernel": np.ones((4
 
 
 def survived(folder: Path, content: bytes, check: Callable[[Path, int], None], times: int, mutate=mutated) -> int:
-    """Reads `times` damaged copies in a child -> how many were refused.
+    """Read `times` damaged copies in a child process, and return how many were refused.
 
-    check(path, seed) reads one; it may raise one of our own errors. Any other one, a line too much, a crash, too much time
-    or memory fails the test with the seed.
+    check(path, seed) reads one; it may raise one of our own errors. Any other error, more than one line, a crash, too much time
+    or too much memory fails the test with the seed.
     """
     progress = mmap.mmap(-1, 24)           # the seed at work, how many were refused, most memory that one took
     child = os.fork()
@@ -124,13 +124,13 @@ def test_npz(tmp_path, tries, figure, packed):
 
 
 def with_members(folder: Path, content: bytes, edit: Callable[[str, bytes], bytes]) -> bytes:
-    """The archive with other members, whose check sums agree."""
+    """Return the archive with changed members and correct checksums."""
     (folder / "old").write_bytes(content)
     return rezipped(folder / "old", folder / "new", edit).read_bytes()
 
 
 @pytest.mark.contract("P7", "an .npz whose check sums agree with hostile headers is refused, or read within its bounds")
-def test_npz_headers_with_right_check_sums(tmp_path, tries, figure):
+def test_npz_headers_with_correct_checksums(tmp_path, tries, figure):
     times = tries(40, 2000)
 
     def check(path: Path, seed: int) -> None:
@@ -159,7 +159,7 @@ def pt(content, **more) -> bytes:
 
 
 def use(value: object) -> None:
-    """Touches every number: what is outside the file would end the process."""
+    """Read every number: one outside the file would crash the process."""
     if isinstance(value, torch.Tensor):
         value.detach().float().sum()
         value.detach().clone()
@@ -189,16 +189,16 @@ def test_checkpoints_of_our_own(tmp_path, tries, figure):
     figure("mutated checkpoints of our own", times)
 
 
-def test_a_pickle_that_would_take_more_memory_than_the_file(tmp_path):
-    """Python's reader makes a place for each number up to the one that is named: 2 ** 30 of them are 16 GB."""
+def test_a_pickle_that_would_need_more_memory_than_the_file_is_refused(tmp_path):
+    """Python's reader allocates memory for all memo indices up to the largest: 2 ** 30 of them take 16 GB."""
     far = b"\x80\x02}r\xff\xff\xff\x3f."
     (tmp_path / "x.pt").write_bytes(with_members(tmp_path, pt({}), lambda name, data: far if name.endswith("data.pkl") else data))
-    with pytest.raises(WeightsError, match="a pickle of 9 bytes with a place 1073741823"):
+    with pytest.raises(WeightsError, match="a pickle of 9 bytes with a memo index 1073741823"):
         read(tmp_path / "x.pt")
 
 
 @pytest.mark.contract("P7", "a hostile description in a checkpoint whose check sums agree is refused, or read within its bounds")
-def test_descriptions_with_right_check_sums(tmp_path, tries, figure):
+def test_descriptions_with_correct_checksums(tmp_path, tries, figure):
     times, state = tries(80, 5000), dict(vars(run_state("adamw")))
 
     def check(path: Path, seed: int) -> None:
@@ -310,7 +310,7 @@ def test_edits(tmp_path, tries, figure):
     figure("mutated edits", times)
 
 
-def test_what_the_harness_is_for(tmp_path):
+def test_the_harness_notices_bad_readers(tmp_path):
     """A reader that crashes, takes memory, shows a traceback or breaks its line is noticed."""
     def crashes(path, seed):
         os.kill(os.getpid(), signal.SIGKILL)

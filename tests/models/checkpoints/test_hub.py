@@ -1,4 +1,4 @@
-"""Published files on the hub: the table and its names, and a hub on this machine that redirects, refuses and lacks files."""
+"""Published files on the hub: the table and its names, and a local hub that redirects, refuses and lacks files."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ WEIGHTS = b"\x02\0\0\0\0\0\0\0{}"
 
 @pytest.fixture
 def published(server):
-    """The hub has the repository."""
+    """Put the repository on the hub."""
     server.files = {f"{TREE}config.json": CONFIG, f"{TREE}model.safetensors": WEIGHTS}
     server.refusals = dict.fromkeys((TREE + name for name in ("model.safetensors.index.json", "pytorch_model.bin")), (404, {}))
     return server
@@ -53,13 +53,13 @@ def fails(name: str = REPOSITORY) -> str:
     ("hf-hub:someone/something", "someone/something", None),
     *((name, None, None) for name in (
         "someone/something", "output/run", "hf-hub:someone", "hf-hub:a/../b", "timm", "", "facebook/", "facebook/a/b"))])
-def test_names(folder, typed, repository, model):
+def test_names_give_repositories_and_models(folder, typed, repository, model):
     assert hub.repository_of(typed) == published_name(typed) == repository
     known = hub.published_file(typed)
     assert (known and known.model) == model
 
 
-def test_the_table():
+def test_the_table_is_consistent():
     files = hub.table()
     assert len({file.name for file in files}) == len(files) > 500
     assert all(file.parameters > 0 and 224 <= file.pixels <= 896 and file.classes >= 0 for file in files)
@@ -69,21 +69,21 @@ def test_the_table():
 
 def test_every_model_starts_from_a_file_of_its_own_size():
     models = {file.model for file in hub.table()} - {""}
-    assert models == set(configs.MODELS) - {"ViT-Nano_2"}                     # whose file is embedded
+    assert models == set(configs.MODELS) - {"ViT-Nano_2"}                     # its file is embedded
     assert {model: hub.published_file(model).pixels for model in models} == {
         model: configs.MODELS[model].img_size for model in models}
 
 
-def test_licences():
+def test_licenses_are_those_of_the_repositories():
     for name, words in ((REPOSITORY, "dinov3-license"), (f"x/checkpoint/{REPOSITORY}/model.safetensors", "dinov3-license"),
                         ("vit_base_patch32_clip_224.metaclip_400m", "cc-by-nc-4.0"), ("MAE-B_16", "CC-BY-NC-4.0"),
                         ("facebook/dinov2-small", "apache-2.0"), ("facebook/something-new", ""), ("hf-hub:a/b", "")):
         assert license_of(name) == words
 
 
-def test_what_is_not_built_here_is_refused_before_it_is_downloaded(folder):
+def test_an_unsupported_model_is_refused_before_the_download(folder):
     for name, words in (("beitv2_base_patch16_224", "has positions relative to each pair of patches"),
-                        ("apple/mobileclip_b_timm", "its architecture is none of those here")):
+                        ("apple/mobileclip_b_timm", "its architecture is not supported")):
         assert words in fails(name)
         with pytest.raises(ModelError, match=words):
             check_published_reachable(published_name(name))
@@ -102,7 +102,7 @@ def test_a_repository_is_downloaded_once_with_its_config(published, folder):
     assert len(published.requests) == asked and {token for _, token in published.tokens} == {None}
 
 
-def test_of_transformers_with_its_preprocessor_and_older_weights(published, folder):
+def test_a_repository_of_transformers_has_its_preprocessor_and_older_weights(published, folder):
     tree = "/hub/facebook/dinov2-small/resolve/main/"
     published.files = {f"{tree}config.json": b'{"model_type": "dinov2"}', f"{tree}preprocessor_config.json": b'{"size": 224}',
                        f"{tree}pytorch_model.bin": b"PK\x03\x04"}
@@ -111,8 +111,8 @@ def test_of_transformers_with_its_preprocessor_and_older_weights(published, fold
     assert (folder / "facebook/dinov2-small/preprocessor_config.json").is_file()
 
 
-def test_the_name_of_two_tells_the_architecture(published, folder):
-    """timm keeps the weights of both in one repository, whose config.json says one. Put there by hand too."""
+def test_one_repository_with_two_names_gives_two_architectures(published, folder):
+    """timm keeps the weights of both in one repository, whose config.json names only one. Also if put there by hand."""
     tree = "/hub/timm/vit_huge_patch14_clip_224.dfn5b/resolve/main/"
     config = b'{"architecture": "vit_huge_patch14_clip_224", "pretrained_cfg": {"tag": "dfn5b"}}'
     published.files = {f"{tree}config.json": config, f"{tree}model.safetensors": WEIGHTS}
@@ -124,8 +124,8 @@ def test_the_name_of_two_tells_the_architecture(published, folder):
     assert license_of(quick) == "apple-ascl" and hub.page_of(published_name("CLIP-H_14")).endswith("clip_224.dfn5b")
 
 
-def test_a_token_stays_with_its_server(published, folder, monkeypatch):
-    """The hub sends its weights from another server, with the digest in its own answer."""
+def test_a_token_is_sent_only_to_its_server(published, folder, monkeypatch):
+    """The hub sends weights from another server, with the digest in its own answer."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
     with file_server.running() as other:
         other.content = WEIGHTS
@@ -146,12 +146,12 @@ def test_the_digest_of_the_hub_is_checked(published, folder):
 
 
 @pytest.mark.parametrize(("status", "token", "code", "words"), [
-    (401, "", "GatedRepo", f"or has no such repository (401). Accept the terms at {hub.HUB}/{REPOSITORY} if"),
+    (401, "", "GatedRepo", f"or only for signed-in accounts (401). Accept the terms at {hub.HUB}/{REPOSITORY} if"),
     (401, "", "", "and set HF_TOKEN to a token of your account. Or put its model.safetensors and config.json into "),
-    (403, "hf_x", "GatedRepo", f"refuses it to the account of HF_TOKEN (403). Accept the terms at {hub.HUB}/{REPOSITORY}, "),
+    (403, "hf_x", "GatedRepo", f"refuses access to the account of HF_TOKEN (403). Accept the terms at {hub.HUB}/{REPOSITORY} "),
     (401, "hf_x", "", "or check the token"),
     (401, "hf_x", "RepoNotFound", "no such repository, or HF_TOKEN has no access to it (401)")])
-def test_what_the_hub_refuses(published, folder, monkeypatch, status, token, code, words):
+def test_refusals_of_the_hub_say_what_to_do(published, folder, monkeypatch, status, token, code, words):
     monkeypatch.setenv("HF_TOKEN", token)
     published.refusals |= {f"{TREE}model.safetensors": (status, {"X-Error-Code": code})}
     message = fails()
@@ -162,18 +162,18 @@ def test_what_the_hub_refuses(published, folder, monkeypatch, status, token, cod
             check_published_reachable(REPOSITORY)
 
 
-def test_what_the_hub_lacks(published, folder):
+def test_missing_files_of_the_hub_are_named(published, folder):
     published.refusals |= dict.fromkeys(published.files, (404, {}))
     check_published_reachable(REPOSITORY)           # its weights may have the older name
-    assert "no such repository, or not config.json and model.safetensors or pytorch_model.bin in it (404 from http://" in fails()
+    assert "no such repository, or it lacks config.json and model.safetensors or pytorch_model.bin (404 from http://" in fails()
     del published.refusals[f"{TREE}config.json"]
     published.refusals.pop(f"{TREE}model.safetensors.index.json")
     published.files[f"{TREE}model.safetensors.index.json"] = b"{}"
     assert "its weights are in several files (model.safetensors.index.json)" in fails()
 
 
-def test_nobody_answers(folder):
-    both = (f"(Connection refused); download config.json and model.safetensors of {hub.HUB}/{REPOSITORY} on another machine, "
+def test_an_unreachable_hub_is_reported(folder):
+    both = (f"(Connection refused); download config.json and model.safetensors from {hub.HUB}/{REPOSITORY} on another machine, "
             f"and put both into {folder / REPOSITORY}")
     assert both in fails()
     with pytest.raises(DownloadError, match=r"Connection refused.*put both into"):
@@ -181,8 +181,8 @@ def test_nobody_answers(folder):
 
 
 @pytest.mark.reference
-def test_the_table_is_timm_s():
-    """Repositories, sizes, licences, heads, and which tag a name without one means."""
+def test_the_table_agrees_with_timm():
+    """In repositories, sizes, licenses, heads, and the tag for a name without one."""
     registry = pytest.importorskip("timm.models._registry")
     files = [file for file in hub.table() if "/" not in file.name]
     assert len(files) > 400

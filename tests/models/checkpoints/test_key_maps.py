@@ -1,4 +1,4 @@
-"""The tables of names against the layouts of the published files."""
+"""The tables of names, compared with the layouts of the published files."""
 
 import pytest
 import reference
@@ -18,7 +18,7 @@ TABLES = [value for name, value in vars(key_maps).items()
 
 
 def our_model(published: str):
-    """The model of a published layout, with pre_logits, without memory."""
+    """Return the model of a published layout, with pre_logits, on the meta device."""
     with torch.device("meta"):
         if published == "ViT-S_16-gap-norep":
             return create_model("ViT-S_16", classifier="gap", representation_size=384)
@@ -28,7 +28,7 @@ def our_model(published: str):
 
 @pytest.mark.parametrize("published", LAYOUTS)
 def test_names_and_shapes_of_every_published_model(published):
-    """The file that we would write has exactly the published file's arrays, in its shapes."""
+    """Our export would have exactly the published file's arrays and shapes."""
     model = our_model(published)
     ours = {}
     for name, sources, conversion in google_rows(model, PRE_LINEN):
@@ -38,14 +38,14 @@ def test_names_and_shapes_of_every_published_model(published):
     assert ours == LAYOUTS[published]
 
 
-def test_layouts_of_all_models_of_google_s_are_there():
+def test_layouts_of_all_google_models_exist():
     models = {name.replace("+", "-") for name in LAYOUTS}
     google = {name for name in MODELS if not name.startswith(("DeiT", "CaiT", "MAE")) and name not in FAMILIES}
     assert models == (google - {"ViT-Nano_2"}) | {"ViT-S_16-gap-norep"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in FAMILIES])
-def test_every_parameter_has_a_name_where_the_layout_has_its_kind(name):
+def test_every_parameter_of_a_supported_kind_has_a_name(name):
     """Google's layout lacks CaiT's, the second token's and MAE's norm; transformers lacks CaiT, MAE's norm and the ResNets."""
     with torch.device("meta"):
         model = create_model(name)
@@ -62,7 +62,7 @@ def test_every_parameter_has_a_name_where_the_layout_has_its_kind(name):
 
 
 @pytest.mark.parametrize("blocks, joined", [(GOOGLE_BLOCKS, "/{}/"), (TRANSFORMERS_BLOCKS, ".{}.")])
-def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
+def test_a_variant_s_mark_is_only_in_its_own_names(blocks, joined):
     for mark in blocks:
         holding = [other for other, rows in blocks.items()
                    if any(joined.format(mark) in source for _, sources, _ in rows for source in sources)]
@@ -72,6 +72,6 @@ def test_a_variant_s_mark_is_in_its_own_names_alone(blocks, joined):
 def test_every_conversion_is_known_and_used():
     blocks = [*GOOGLE_BLOCKS.values(), *TRANSFORMERS_BLOCKS.values()]
     blocks += [rows for tower in towers.TOWERS for rows in (tower.outside, tower.block)] + [key_maps.GOOGLE_POOLING]
-    timm = (*timm_names.APART, *timm_names.QV_BIAS, *timm_names.MASKED_BIAS, *timm_names.GATE_APART, *timm_names.POOL_PACKED)
+    timm = (*timm_names.QKV_SPLIT, *timm_names.QV_BIAS, *timm_names.MASKED_BIAS, *timm_names.GATE_SPLIT, *timm_names.POOL_PACKED)
     used = {conversion for table in (*TABLES, *blocks, timm) for _, _, conversion in table}
     assert used | {"fold", "patches", "patches_dense"} == set(CONVERSIONS)

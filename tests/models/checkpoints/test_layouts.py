@@ -1,4 +1,4 @@
-"""The layouts: big_vision, transformers, the prefixes of wrappers. Each is made here from a file with known logits."""
+"""The layouts of big_vision, transformers and wrappers, each made here from a file with known logits."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TOKEN, GAP = "g_p16_lneps", "g_p16_gap"
 
 
 def big_vision(case: str, prefix: str = "", stacked: bool = False) -> dict[str, np.ndarray]:
-    """A case's checkpoint as big_vision would hold it: its names, and the cls token's position added to the token."""
+    """Return a case's checkpoint in big_vision's layout: its names, and the cls token's position added to the token."""
     names = {"LayerNorm_2": "LayerNorm_1", "MlpBlock_3": "MlpBlock_0",
              "Transformer/posembed_input/pos_embedding": "pos_embedding",
              "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
@@ -60,15 +60,15 @@ def test_positions_without_a_row_for_the_cls_token_are_resized_too(tmp_path):
 
 
 @torch.inference_mode()
-def test_an_older_big_vision_file_has_that_row(tmp_path):
+def test_an_older_big_vision_file_has_a_row_for_the_cls_token(tmp_path):
     arrays = reference.arrays(reference.weights(TOKEN))
     for name in ("pos_embedding", "Transformer/pos_embedding"):
         renamed = {name if key == "Transformer/posembed_input/pos_embedding" else key: array for key, array in arrays.items()}
         assert same_state(load(save_arrays(tmp_path / "x.npz", renamed), TOKEN), load(reference.weights(TOKEN), TOKEN))
 
 
-def test_google_s_own_files_always_have_it(tmp_path):
-    """A table of 16 rows under Google's name belongs to a model without a cls token."""
+def test_google_s_own_files_always_have_a_row_for_the_cls_token(tmp_path):
+    """A table of 16 rows with Google's name belongs to a model without a cls token."""
     arrays = reference.arrays(reference.weights(TOKEN))
     arrays["Transformer/posembed_input/pos_embedding"] = arrays["Transformer/posembed_input/pos_embedding"][:, 1:]
     refused(r"pos_embedding has shape \(1, 16, 32\), which does not fit", load, save_arrays(tmp_path / "x.npz", arrays), TOKEN)
@@ -79,7 +79,7 @@ TEXT_HALF = {"params/txt/Encoder_0/encoder_norm/bias": np.ones(2), "params/t": n
 
 
 def siglip(model, stacked: bool = False, older: bool = False, naflex: bool = False) -> dict[str, np.ndarray]:
-    """A model of ours as big_vision would hold it. older: without the name of the module that pools; naflex: of SigLIP 2 for
+    """Return a model of ours in big_vision's layout. older: without the pooling module's name; naflex: as SigLIP 2 for
     images of any shape, whose patch embedding is a dense layer over pixels, and whose table is a grid."""
     state = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head.")}
 
@@ -118,7 +118,7 @@ def siglip(model, stacked: bool = False, older: bool = False, naflex: bool = Fal
 
 @pytest.mark.parametrize("kind", [{}, {"stacked": True}, {"older": True}, {"naflex": True}], ids=str)
 def test_siglip_of_big_vision(tmp_path, kind):
-    """Its image half; that of texts is left out."""
+    """Only its image encoder is read."""
     model = random_model(SIGLIP)
     with OpenedCheckpoint(save_arrays(tmp_path / "x.npz", siglip(model, **kind), **TEXT_HALF)) as file:
         assert file.row["classifier"] == "attention" and file.row["img_size"] == 28 and file.row["num_heads"] == 2
@@ -128,7 +128,7 @@ def test_siglip_of_big_vision(tmp_path, kind):
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
         assert ours.load_report.left_out == sorted(TEXT_HALF) and ours.config.gelu == "tanh"
         mean = load(file, SIGLIP, "zero", num_classes=3, classifier="mean")
-        assert "its pooling by attention is left out" in str(mean.load_report)
+        assert "its pooling by attention is not used" in str(mean.load_report)
 
 
 @pytest.mark.parametrize("dropped", ["MAPHead_0/probe", "MAPHead_0/LayerNorm_0/scale", "pos_embedding", "embedding/bias",
@@ -144,8 +144,8 @@ def test_siglip_without_one_of_its_arrays_is_refused(tmp_path, dropped):
 @pytest.mark.reference
 @pytest.mark.parametrize("size", [28, 42])
 @torch.inference_mode()
-def test_siglip_of_big_vision_against_timm(tmp_path, size):
-    """timm reads the same file; its GELU has to be Google's."""
+def test_siglip_of_big_vision_computes_what_timm_does(tmp_path, size):
+    """timm reads the same file, with Google's GELU."""
     timm = pytest.importorskip("timm")
     theirs = timm.create_model("vit_base_patch16_siglip_224", patch_size=7, embed_dim=24, depth=2, num_heads=2, mlp_ratio=40 / 24,
                                img_size=28, num_classes=0, act_layer="gelu_tanh").eval()
@@ -165,12 +165,12 @@ def test_a_file_without_positions_is_refused(tmp_path):
 
 def test_stacked_blocks_are_counted(tmp_path):
     path = save_arrays(tmp_path / "x.npz", big_vision(GAP, stacked=True))
-    refused("lacks: Transformer/encoderblock_2/.*The file holds: width 48, 2 blocks, patch 16", load, path, GAP, num_layers=3)
+    refused("lacks: Transformer/encoderblock_2/.*The file has: width 48, 2 blocks, patch 16", load, path, GAP, num_layers=3)
     refused("the model lacks: Transformer/encoderblock_1/", load, path, GAP, num_layers=1)
     refused("lacks: cls; it has no cls token: use --classifier gap", load, path, TOKEN)
 
 
-def test_a_stack_that_claims_a_billion_blocks(tmp_path):
+def test_a_stack_that_claims_a_billion_blocks_is_refused(tmp_path):
     arrays = big_vision(GAP, stacked=True) | {"Transformer/encoderblock/LayerNorm_0/scale": np.zeros((1 << 30, 0), np.float32)}
     refused("LayerNorm_0/scale claims 1073741824 blocks, more than any model has", load,
             save_arrays(tmp_path / "x.npz", arrays), GAP)
@@ -194,8 +194,8 @@ def test_names_of_transformers_give_the_published_logits(tmp_path, case, prefix,
     assert set(model.load_report.used) == set(model.state_dict()) and checkpoint_head(tmp_path / "x.safetensors") == (10, 0)
 
 
-def test_a_masked_autoencoder_of_transformers(tmp_path):
-    """The encoder into a model that pools the patches: the norm and the decoder are left out."""
+def test_a_masked_autoencoder_of_transformers_starts_an_encoder(tmp_path):
+    """In a model that pools the patches; the norm and the decoder are not used."""
     state = torch.load(reference.TORCH / "mae_pretrain_enc.pth", weights_only=True)["model"]
     torch.save(transformers_names(state, "vit.") | {"decoder.mask_token": torch.ones(1)}, tmp_path / "x.bin")
     paths = tmp_path / "x.bin", reference.TORCH / "mae_pretrain_enc.pth"
@@ -205,7 +205,7 @@ def test_a_masked_autoencoder_of_transformers(tmp_path):
     assert same_state(model, plain)
 
 
-def test_two_names_for_one_thing_are_refused(tmp_path):
+def test_two_arrays_for_one_parameter_are_refused(tmp_path):
     names = transformers_names(reference.torch_state("deit"), "vit.")
     torch.save(names | {"cls_classifier.weight": names["classifier.weight"]}, tmp_path / "x.bin")
     refused("both classifier.weight and cls_classifier.weight are classifier.weight", load, tmp_path / "x.bin",
@@ -221,7 +221,7 @@ def test_two_names_for_one_thing_are_refused(tmp_path):
     lambda name: f"module.{name}" if name.startswith("blocks") else name,
 ], ids=["all", "several", "some"])
 @torch.inference_mode()
-def test_prefixes_of_wrappers(tmp_path, rename):
+def test_prefixes_of_wrappers_are_stripped(tmp_path, rename):
     state = {rename(name): value for name, value in reference.torch_state("deit").items()}
     torch.save({"state_dict": state}, tmp_path / "x.pth")
     model = load(tmp_path / "x.pth", reference.TORCH_ROWS["deit"]).eval()
@@ -229,7 +229,7 @@ def test_prefixes_of_wrappers(tmp_path, rename):
 
 
 @torch.inference_mode()
-def test_google_s_names_in_another_kind_of_file(tmp_path):
+def test_google_s_names_are_read_in_other_kinds_of_files(tmp_path):
     save_file({name: torch.from_numpy(np.array(array)) for name, array in reference.arrays(reference.weights(GAP)).items()},
               tmp_path / "x")
     assert same_state(load(tmp_path / "x", GAP), load(reference.weights(GAP), GAP))

@@ -1,4 +1,4 @@
-"""Loading checkpoints of every kind, with a report on every array; and the models of our own runs."""
+"""Loading checkpoints of every kind with a report on every array, and models of our own runs."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ HEAD_ARRAYS = {"head/kernel", "head/bias", "pre_logits/kernel", "pre_logits/bias
 
 
 def edited(folder, case: str = CASE, remove: tuple = (), save=np.savez, **changes):
-    """A copy of the case's checkpoint with some arrays changed, added or removed."""
+    """Write a copy of the case's checkpoint with some arrays changed, added or removed."""
     arrays = {name: array for name, array in reference.arrays(reference.weights(case)).items() if name not in remove}
     return save_arrays(folder / "x.npz", arrays | changes, save)
 
@@ -45,7 +45,7 @@ def test_every_array_and_every_parameter_is_accounted_for(case, head):
     (CASE, 64, None), (CASE, 96, "4x4 -> 6x6"), (CASE, (32, 128), "4x4 -> 2x8"), ("g_p16_gap", (48, 80), "4x4 -> 3x5"),
     ("g_r50b", (32, 64), "4x4 -> 2x4"), ("g_p16_224", 384, "14x14 -> 24x24")])
 def test_resized_positions_are_reported(case, img_size, resized):
-    """4x4 and 2x8 have as many tokens and are another grid."""
+    """4x4 and 2x8 have the same number of tokens, but are different grids."""
     model = load(reference.weights(case), case, "zero", img_size=img_size)
     assert model.load_report.resized == ({"pos_embed": resized} if resized else {})
     table = torch.from_numpy(reference.arrays(reference.weights(case))["Transformer/posembed_input/pos_embedding"])
@@ -54,8 +54,17 @@ def test_resized_positions_are_reported(case, img_size, resized):
 
 def test_report_is_one_line():
     text = str(load(reference.weights(CASE), CASE, "zero", img_size=96).load_report)
-    assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head.bias, head.weight; "
-                    "not used of the file: head/bias, head/kernel, pre_logits/bias, pre_logits/kernel")
+    assert text == (f"42 arrays from {reference.weights(CASE)}; pos_embed resized 4x4 -> 6x6; new: head; "
+                    "the file's head is not used")
+
+
+def test_report_names_unused_weights_and_not_what_else_a_file_holds(tmp_path):
+    """Such as the optimizer's state."""
+    state = create_model("ViT-Nano_2", 5).state_dict()
+    torch.save({"model": state, "optimizer": {"lr": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pth")
+    report = create_model("ViT-Nano_2", 10, pretrained=tmp_path / "w.pth", head="zero").load_report
+    assert "; new: head; the file's head is not used; " in str(report)
+    assert {"epoch", "optimizer"} <= set(report.left_out)
 
 
 # ---------------------------------------------------------------------------------------------------- the head
@@ -69,22 +78,22 @@ def test_a_new_task_starts_with_a_zero_head_and_without_pre_logits():
 
 
 @pytest.mark.parametrize("case, classes, width", [(CASE, 21, 48), ("g_p16_gap", 9, 0), ("g_r50b", 11, 48), ("g_rti16", 8, 0)])
-def test_keeping_takes_classes_and_pre_logits_from_the_file(case, classes, width):
+def test_a_kept_head_has_the_file_s_classes_and_pre_logits(case, classes, width):
     assert checkpoint_head(reference.weights(case)) == (classes, width)
     model = load(reference.weights(case), case)
     assert (model.num_classes, model.config.representation_size, hasattr(model, "pre_logits")) == (classes, width, width > 0)
 
 
-def test_heads_that_cannot_be_kept_or_left_are_refused():
+def test_heads_that_do_not_fit_are_refused():
     path = reference.weights(CASE)
     refused("its head has 21 classes, the model 20; .*head='zero' starts a new head", load, path, CASE, num_classes=20)
-    refused("pre_logits can only be filled with head='keep'", load, path, CASE, "zero", representation_size=48)
+    refused("a new task starts without a pre_logits layer, .*. Use head='keep'", load, path, CASE, "zero", representation_size=48)
     refused("head='fresh': must be", load_pretrained, create_model(ROWS[CASE], 21), path, "fresh")
 
 
-def test_a_file_without_a_head(tmp_path):
+def test_a_file_without_a_head_starts_only_a_new_task(tmp_path):
     path = edited(tmp_path, "g_p32", remove=("head/kernel", "head/bias"))
-    refused("holds no head to keep", load, path, "g_p32")
+    refused("has no head to keep", load, path, "g_p32")
     assert load(path, "g_p32", "zero").load_report.left_out == []
 
 
@@ -97,7 +106,7 @@ def test_an_all_zero_head_is_noted_when_it_is_kept(tmp_path):
 
 
 def test_a_head_that_is_not_kept_is_not_read(tmp_path):
-    """In 21k files it is the largest array: here it is damaged, which only reading it shows."""
+    """In 21k files it is the largest array. Here it is damaged, which only reading would show."""
     path = edited(tmp_path, **{"head/kernel": np.full((48, 21), 7, np.float32)})
     path.write_bytes(path.read_bytes().replace(np.full(1008, 7, np.float32).tobytes(), np.full(1008, 8, np.float32).tobytes()))
     load(path, CASE, "zero")
@@ -115,7 +124,7 @@ STATE = {"opt/state/step": np.int32(7), "opt/state/param_states/cls/momentum": n
 @pytest.mark.parametrize("names, prefix, more", [(LINEN, "", {}), ({}, "opt/target/", {}), (LINEN, "opt/target/", STATE)],
                          ids=["linen", "target", "train_state_linen"])
 def test_other_layouts_give_the_same_model(tmp_path, names, prefix, more, head):
-    """Flax's own names of the modules, and a whole train state, whose optimizer is left out."""
+    """Flax's automatic names of modules, and a whole train state, whose optimizer is not used."""
     arrays = {}
     for name, array in reference.arrays(reference.weights(CASE)).items():
         for ours, theirs in names.items():
@@ -126,9 +135,9 @@ def test_other_layouts_give_the_same_model(tmp_path, names, prefix, more, head):
     assert model.load_report.left_out == plain.load_report.left_out + sorted(more)
 
 
-def test_unknown_arrays_beside_a_train_state(tmp_path):
+def test_unknown_arrays_in_a_train_state_are_refused(tmp_path):
     arrays = {f"opt/target/{name}": array for name, array in reference.arrays(reference.weights(CASE)).items()}
-    refused("unknown members beside the weights under opt/target/: surprise", load,
+    refused("unknown members in addition to the weights under opt/target/: surprise", load,
             save_arrays(tmp_path / "x.npz", arrays, surprise=np.ones(1)), CASE)
 
 
@@ -136,17 +145,17 @@ def test_unknown_arrays_beside_a_train_state(tmp_path):
 
 
 @pytest.mark.parametrize("file, row, message", [
-    (CASE, ROWS["g_rti16"], "lacks: conv_root/kernel, gn_root/bias, gn_root/scale; is --model_type right. The file holds: "
+    (CASE, ROWS["g_rti16"], "lacks: conv_root/kernel, gn_root/bias, gn_root/scale; is --model_type right. The file has: "
                             "width 48, 3 blocks, patch 16$"),
     ("g_rti16", ROWS[CASE], "lacks: Transformer/encoderblock_2/LayerNorm_0/bias"),
     ("g_r50b", ROWS["g_p16_gap"], "that the model lacks: block1/unit1/conv1/kernel, .* and [0-9]+ more"),
     ("g_p32", ROWS["g_p16_lneps"], "that the model lacks: Transformer/encoderblock_2/"),
     ("g_p16_gap", ROWS["g_p16_lneps"], "lacks: cls; it has no cls token: use --classifier gap$"),
-    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it has a cls token, .* use --classifier mean, or token$"),
+    ("g_p16_lneps", ROWS["g_p16_gap"], "that the model lacks: cls; it has a cls token, .* use --classifier mean or token$"),
     ("g_p16_lneps", MODELS["ViT-B_16"], "lacks: Transformer/encoderblock_10/"),
 ])
 def test_a_file_of_another_model_is_refused(file, row, message):
-    """With the names of the arrays that show it."""
+    """The message names the arrays that show it."""
     refused(message, create_model, row, pretrained=reference.weights(file))
 
 
@@ -166,7 +175,7 @@ ATTENTION = f"{BLOCK}MultiHeadDotProductAttention_1/"
 
 
 @pytest.mark.parametrize("name, shape", [
-    ("embedding/kernel", (48, 3, 16, 16)),                    # torch's order instead of HWIO
+    ("embedding/kernel", (48, 3, 16, 16)),                    # in torch's order instead of HWIO
     (f"{BLOCK}MlpBlock_3/Dense_0/kernel", (80, 48)),          # transposed
     (f"{ATTENTION}key/kernel", (48, 4, 12)),        # another number of heads
     (f"{ATTENTION}value/bias", (3, 15)),
@@ -177,7 +186,7 @@ ATTENTION = f"{BLOCK}MultiHeadDotProductAttention_1/"
     ("head/kernel", (21, 48)),
 ])
 def test_an_array_of_another_shape_is_refused(tmp_path, name, shape):
-    """With its name and its shape."""
+    """The message has its name and its shape."""
     text = refused("does not fit", load, edited(tmp_path, **{name: np.zeros(shape, np.float32)}), CASE)
     assert name in text and str(shape) in text
 
@@ -189,7 +198,7 @@ def test_a_missing_array_and_one_too_many_are_refused(tmp_path, head):
 
 
 def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
-    """The last array of the file is damaged: nothing of the others has arrived."""
+    """The last array of the file is damaged, and none of the others has been loaded."""
     model = create_model(ROWS["g_p32"], 5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     path = edited(tmp_path, "g_p32", **{"Transformer/encoderblock_3/MlpBlock_3/Dense_1/bias": np.zeros(7, np.float32)})
@@ -202,14 +211,14 @@ def test_a_failed_load_leaves_the_model_as_it_was(tmp_path):
     (["Transformer/encoderblock_0/Attention/kernel"],
      "not a Vision Transformer in Google's layout .its arrays: Transformer/encoderblock_0/"),
 ], ids=["another_model", "google_without_blocks"])
-def test_what_is_no_vision_transformer(tmp_path, names, message):
+def test_a_file_that_is_no_vision_transformer_is_refused(tmp_path, names, message):
     path = save_arrays(tmp_path / "x.npz", dict.fromkeys(names, np.ones(3)))
     assert str(path) in refused(message, load, path, CASE)
 
 
 @pytest.mark.parametrize("name", ["head/bias", "pre_logits/bias"])
 def test_sizes_are_believed_only_if_the_kernel_agrees(tmp_path, name):
-    """create_model builds what checkpoint_head returns: a few kB that claim millions of classes must not become gigabytes."""
+    """create_model builds what checkpoint_head returns: a few kB that claim millions of classes must not allocate gigabytes."""
     path = edited(tmp_path, save=np.savez_compressed, **{name: np.zeros(4_000_000, np.float32)})
     assert path.stat().st_size < 1 << 18
     refused(name.split("/")[0], checkpoint_head, path)
@@ -248,7 +257,7 @@ def test_a_new_task_from_files_of_pytorch(case, left):
 
 @pytest.mark.parametrize("file, decoder", [("mae_pretrain_enc.pth", 0), ("mae_pretrain_full.pth", 32)])
 @pytest.mark.parametrize("case, tag", [("mae_gp1", "gp1"), ("mae_gp0", "gp0")])
-def test_an_encoder_of_mae_lacks_exactly_what_the_published_code_reports(case, tag, file, decoder):
+def test_an_encoder_of_mae_lacks_what_the_published_code_reports(case, tag, file, decoder):
     expected = reference.arrays(reference.TORCH / "expected.npz")
     model = load_case(case, "zero", file, num_classes=6)
     report = model.load_report
@@ -262,8 +271,8 @@ def test_an_encoder_of_mae_lacks_exactly_what_the_published_code_reports(case, t
 
 
 @torch.inference_mode()
-def test_mae_at_another_size_is_the_published_one():
-    """64 -> 112 px, as its fine-tuning code loads: bicubic positions."""
+def test_mae_at_another_size_is_as_published():
+    """64 -> 112 px, as its fine-tuning code loads it: bicubic positions."""
     expected = {name.removeprefix("mae/ft_big_"): torch.from_numpy(array) for name, array in
                 reference.arrays(reference.TORCH / "expected.npz").items() if name.startswith(("mae/ft_big", "mae/img_big"))}
     model = load_case("mae_gp1", "zero", "mae_pretrain_enc.pth", num_classes=6, img_size=112).eval()
@@ -279,7 +288,7 @@ def test_mae_at_another_size_is_the_published_one():
 @pytest.mark.parametrize("case, prefix", [("deit", 1), ("deit_dist", 2), ("cait", 0), ("mae_gp1", 1), ("timm_vit", 1)])
 @pytest.mark.parametrize("img_size, rule", [((80, 32), "bicubic"), ((64, 96), "bicubic"), ((80, 32), "bilinear")])
 def test_every_family_s_positions_are_resized_by_its_rule(case, prefix, img_size, rule):
-    """Against PyTorch's interpolation written out; the rows before the patches stay."""
+    """Compared with PyTorch's interpolation; the rows before the patches do not change."""
     model = load_case(case, "zero", img_size=img_size, position_resize=rule)
     table = reference.torch_state(case)["pos_embed"]
     side, grid = TORCH_ROWS[case].img_size // 16, (img_size[0] // 16, img_size[1] // 16)
@@ -296,30 +305,30 @@ def test_every_family_s_positions_are_resized_by_its_rule(case, prefix, img_size
     ("deit_tiny_distilled.pth", "deit", "keep", "the model lacks: dist_token, head_dist.bias, .*ends in -distilled$"),
     ("deit_tiny.pth", "deit_dist", "zero", "lacks: dist_token; it is not distilled: .*does not end in -distilled$"),
     ("cait_xxs_tiny.pth", "deit", "zero", "it is a CaiT: use the --model_type CaiT-... of its size$"),
-    ("deit_tiny.pth", "cait", "zero", "it is no CaiT: use another --model_type$"),
+    ("deit_tiny.pth", "cait", "zero", "it is not a CaiT: use another --model_type$"),
     ("mae_finetuned_gp1.pth", "mae_gp0", "keep", "lacks: norm.bias, norm.weight; it pools the patches .fc_norm.: "
                                                  "use --classifier patch_mean$"),
     ("mae_finetuned_gp0.pth", "mae_gp1", "keep", "lacks: fc_norm.bias, fc_norm.weight; .*use --classifier token$"),
-    ("mae_pretrain_enc.pth", "mae_gp1", "keep", "holds no head to keep"),
+    ("mae_pretrain_enc.pth", "mae_gp1", "keep", "has no head to keep"),
 ])
 def test_a_file_of_another_family_advises_what_to_use(file, row, head, message):
     refused(message, load_case, row, head, file)
 
 
-def test_a_norm_after_the_mean_without_a_cls_token(tmp_path):
+def test_a_norm_after_the_mean_without_a_cls_token_is_read(tmp_path):
     """timm's models without a cls token normalize after the mean; Google's before."""
     state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
              for name, value in reference.torch_state("deit").items() if name != "cls_token"}
     state["pos_embed"] = state["pos_embed"][:, 1:]
     torch.save(state, tmp_path / "x.pth")
     for classifier in ("token", "patch_mean"):
-        refused("it has no cls token and a norm behind the mean .fc_norm.: use the --model_type of its family", create_model,
+        refused("it has no cls token and a norm after the mean .fc_norm.: use the --model_type of its family", create_model,
                 TORCH_ROWS["deit"], pretrained=tmp_path / "x.pth", classifier=classifier)
     model = load(tmp_path / "x.pth", TORCH_ROWS["deit"], classifier="patch_mean", class_token=False)
     assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"]) and model.load_report.fresh == []
 
 
-def test_google_s_encoder_may_start_a_mean_of_the_patches():
+def test_google_s_encoder_may_start_a_model_that_pools_patches():
     model = load(reference.weights(CASE), CASE, "zero", classifier="patch_mean")
     assert set(FC_NORM) <= set(model.load_report.fresh)
     assert {"Transformer/encoder_norm/scale", "Transformer/encoder_norm/bias"} <= set(model.load_report.left_out)
@@ -330,8 +339,8 @@ def test_google_s_encoder_may_start_a_mean_of_the_patches():
 
 @pytest.mark.parametrize("case", [CASE, "g_p16_gap", *TORCH_ROWS])
 @torch.inference_mode()
-def test_a_grey_image_gives_what_its_three_equal_channels_give(case):
-    """In every family, to rounding: the patch kernel is summed, with the statistics before and after."""
+def test_a_grey_image_gives_the_same_as_three_equal_channels(case):
+    """In every family, up to rounding: the patch kernel is summed, using the statistics of both."""
     row = TORCH_ROWS.get(case) or ROWS[case]
     path = reference.TORCH / reference.TORCH_FILES[case] if case in TORCH_ROWS else reference.weights(case)
     colour = load(path, row).eval()
@@ -345,7 +354,7 @@ def test_a_grey_image_gives_what_its_three_equal_channels_give(case):
 
 def test_kernels_that_cannot_be_summed_are_refused(tmp_path):
     save_timm(create_model(TORCH_ROWS["deit"], 5, in_channels=1), tmp_path / "x.pth")
-    refused("it is of a model of grey images: use --in_channels 1", load, tmp_path / "x.pth", TORCH_ROWS["deit"], "zero")
+    refused("it belongs to a model for grey images: use --in_channels 1", load, tmp_path / "x.pth", TORCH_ROWS["deit"], "zero")
     refused("conv_root/kernel has shape .*a hybrid's first kernel cannot be summed over the channels, because its weights are "
             "standardized", load, reference.weights("g_rti16"), "g_rti16", "zero", in_channels=1)
 
@@ -354,7 +363,7 @@ def test_kernels_that_cannot_be_summed_are_refused(tmp_path):
 
 
 def own_checkpoint(path, model, **more):
-    """As train.py saves it."""
+    """Write a checkpoint like train.py."""
     config = {"img_size": model.img_size if model.img_size[0] != model.img_size[1] else model.img_size[0]}
     fields = {
         "step": 3, "updates": 3, "skips": 0, "model": model.state_dict(), "optimizer": {"state": {}}, "scaler": {}, "best": {},
@@ -377,8 +386,8 @@ FAMILIES = {
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_a_run_comes_back(tmp_path, family, wide):
-    """Bit for bit, in evaluation mode, whatever its grid; no random number is drawn."""
+def test_a_model_of_a_run_is_restored(tmp_path, family, wide):
+    """Bit for bit, in evaluation mode, for any grid; no random number is drawn."""
     row = FAMILIES[family]
     model = random_model(row, 3, (row.img_size, 2 * row.img_size) if wide else row.img_size)
     path = own_checkpoint(tmp_path / "best.pt", model)
@@ -392,7 +401,7 @@ def test_a_model_of_a_run_comes_back(tmp_path, family, wide):
     assert torch.equal(again(image), model.eval()(image))
 
 
-def test_an_older_architecture_lacks_newer_keys(tmp_path):
+def test_an_older_architecture_may_lack_newer_keys(tmp_path):
     model = random_model(FAMILIES["vit"], 3, 8)
     row = {key: value for key, value in model.config.to_dict().items() if key not in sum(LATER_KEYS, ())}
     assert same_state(model, load_model(own_checkpoint(tmp_path / "best.pt", model, architecture=row)))
@@ -400,7 +409,7 @@ def test_an_older_architecture_lacks_newer_keys(tmp_path):
 
 @pytest.mark.parametrize("grid", [(2, 6), (2, 4)], ids=str)
 def test_a_checkpoint_starts_another_task(tmp_path, grid):
-    """Head fresh, positions from its own grid, which is not square, to another, also of as many patches."""
+    """With a new head; positions are resized from its own grid, which is not square, also to one of as many patches."""
     model = random_model(FAMILIES["vit"], 3, (8, 4))
     path = own_checkpoint(tmp_path / "x.pt", model)
     other = create_model(FAMILIES["vit"], 5, (2 * grid[0], 2 * grid[1]), pretrained=path)
@@ -413,17 +422,17 @@ def test_a_checkpoint_starts_another_task(tmp_path, grid):
     assert same_state(same, model) and checkpoint_head(path) == (3, 0)
 
 
-def test_only_a_checkpoint_of_a_run_comes_back():
-    """As such: models.load_model opens what else there is as it is."""
-    refused("no checkpoint of a run of train.py; use create_model", create.load_model, reference.TORCH / "deit_tiny.pth")
-    refused("no checkpoint of a run of train.py", create.load_model, reference.weights(CASE))
+def test_only_checkpoints_of_a_run_are_loaded_as_runs():
+    """The public models.load_model opens other files too."""
+    refused("not a checkpoint of train.py. .*use create_model", create.load_run_model, reference.TORCH / "deit_tiny.pth")
+    refused("not a checkpoint of train.py", create.load_run_model, reference.weights(CASE))
     assert load_model(reference.TORCH / "deit_tiny.pth", num_heads=3).num_classes > 1
 
 
 @pytest.mark.parametrize("change, message", [
     ({"num_layers": "two"}, "architecture.num_layers 'two': must be 1 or more"),
     ({"num_layers": 1}, "its weights have blocks.1.attn.proj.bias: they do not fit its architecture"),
-    ({"hidden_size": 1 << 20, "mlp_dim": 1 << 20, "num_heads": 1}, r"shape \(1, 1, 12\), in its architecture \(1, 1, 1048576\)"),
+    ({"hidden_size": 1 << 20, "mlp_dim": 1 << 20, "num_heads": 1}, r"shape \(1, 1, 12\), but .* needs \(1, 1, 1048576\)"),
     ({"mlp_dim": 1 << 30}, "architecture.mlp_dim 1073741824: must be 1 or more, and at most 1048576"),
     ({"hidden_size": 0}, "hidden_size 0: must be 1 or more"),
     ({"colour": "blue"}, "architecture has colour, which this version does not know"),
@@ -431,7 +440,7 @@ def test_only_a_checkpoint_of_a_run_comes_back():
     ({"resnet_layers": torch.tensor([])}, r"architecture.resnet_layers an array of shape \(0,\): must be None, or"),
 ])
 def test_a_false_architecture_is_refused(tmp_path, memory_below, change, message):
-    """No memory is taken for the claimed size."""
+    """No memory is allocated for the claimed size."""
     model = random_model(FAMILIES["vit"], 3, 8)
     path = own_checkpoint(tmp_path / "x.pt", model, architecture=model.config.to_dict() | change)
     with memory_below(1 << 25):
@@ -445,7 +454,7 @@ def test_a_false_architecture_is_refused(tmp_path, memory_below, change, message
 def test_other_false_entries_are_refused(tmp_path, more, message):
     path = own_checkpoint(tmp_path / "x.pt", random_model(FAMILIES["vit"], 3, (8, 4)), **more)
     refused(message, load_model, path)
-    if "config" in more:                       # as a start of another task: the grid is unknown
+    if "config" in more:                       # as the start of another task: the grid is unknown
         refused("pos_embed has shape", create_model, FAMILIES["vit"], 5, pretrained=path)
 
 
@@ -462,7 +471,7 @@ FULL = {                                    # case: (published model, seed of th
 
 
 def weights_of_seed(layout: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """The random weights that the expected logits belong to (fixtures/README.md has the rule)."""
+    """Return the random weights of the expected logits (fixtures/README.md has the rule)."""
     random = np.random.default_rng(seed)
     arrays = {}
     for name in sorted(layout):

@@ -1,4 +1,4 @@
-"""Files whose arrays are views of their pages."""
+"""Mapped files, whose arrays are views of their pages."""
 
 import gc
 from pathlib import Path
@@ -20,7 +20,7 @@ def mapped(tmp_path):
         return MappedFile(stream)
 
 
-def test_views_are_of_the_file_and_can_be_read_again(mapped):
+def test_released_views_can_be_read_again(mapped):
     view = mapped.bytes_at(5000, 10)
     assert view.tolist() == [(5000 + i) % 256 for i in range(10)] == list(mapped.memory_at(5000, 10))
     mapped.release(5000, 10)
@@ -28,20 +28,20 @@ def test_views_are_of_the_file_and_can_be_read_again(mapped):
     assert view.tolist() == [(5000 + i) % 256 for i in range(10)] and len(mapped.bytes_at(0, 0)) == 0
 
 
-def test_memory_of_others_is_left_alone(mapped):
+def test_other_memory_is_not_released(mapped):
     other = torch.full((5000,), 7, dtype=torch.uint8)
     mapped.release_view(other)
     assert other.unique().tolist() == [7]
 
 
 def file_pages() -> int:
-    """MiB of this process's memory that are pages of files."""
+    """Return how many MiB of this process's memory are pages of files."""
     return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) >> 10
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
 @pytest.mark.parametrize("save, name", [(save_file, "x.safetensors"), (torch.save, "x.pth")])
-def test_a_model_is_filled_with_one_copy_of_its_weights_in_memory(tmp_path, save, name):
+def test_loading_needs_memory_for_one_copy_of_the_weights(tmp_path, save, name):
     row = architecture(8, 512, 2048, 8, 6, img_size=16)
     save({key: value.clone() for key, value in create_model(row, 3).state_dict().items()}, tmp_path / name)
     gc.collect()

@@ -1,4 +1,4 @@
-"""Reading .npz archives that cannot be trusted: plain numbers come back, all else is one line."""
+"""Reading untrusted .npz archives: plain numbers are read, anything else is one line."""
 
 import io
 import pickle
@@ -25,7 +25,7 @@ def npy(array, **more) -> bytes:
 
 
 def header(text: str, version: tuple[int, int] = (1, 0), data: bytes = bytes(8)) -> bytes:
-    """An array file with this header, whatever it claims."""
+    """Return an array file with this header, whatever it claims."""
     length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
     return b"\x93NUMPY" + bytes(version) + length + text.encode("latin1") + data
 
@@ -65,8 +65,8 @@ def test_reads_what_numpy_writes(tmp_path, save):
         np.testing.assert_array_equal(read[name], array)
 
 
-def test_shapes_come_from_the_header_alone(tmp_path):
-    """A member whose data are damaged still has a shape: nothing was read but its header."""
+def test_shapes_come_only_from_the_header(tmp_path):
+    """A member with damaged data still has a shape, since only its header is read."""
     path = archive(tmp_path / "x.npz", {"good.npy": npy(np.ones(4)), "bad.npy": npy(np.full(1000, 7.0))})
     path.write_bytes(path.read_bytes().replace(np.full(1000, 7.0).tobytes(), np.full(1000, 8.0).tobytes()))
     with closing(NpzFile(path)) as file:
@@ -78,7 +78,7 @@ def test_shapes_come_from_the_header_alone(tmp_path):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_bfloat16_as_jax_saves_it(tmp_path, order):
-    """Two bytes of nothing in particular: the upper half of a float32."""
+    """As two bytes of void: the upper half of a float32."""
     values = torch.randn(3, 5).bfloat16()
     raw = np.asarray(values.view(torch.int16).numpy(), order=order).view("V2")
     assert np.lib.format.dtype_to_descr(raw.dtype) == "|V2"
@@ -90,7 +90,7 @@ def test_bfloat16_as_jax_saves_it(tmp_path, order):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_reused_memory_belongs_to_one_thread(tmp_path, save):
-    """Of the same thread alone: another one's are not touched."""
+    """Only the same thread's next call reuses it."""
     arrays = {"a": np.full(1000, 1.0), "b": np.full(2000, 2.0), "c": np.full(500, 3.0)}
     save(tmp_path / "x.npz", **arrays)
     with closing(NpzFile(tmp_path / "x.npz")) as file, ThreadPoolExecutor(1) as pool:
@@ -112,7 +112,7 @@ def test_several_threads_read_the_right_arrays(tmp_path, save):
             np.testing.assert_array_equal(read, arrays[name])
 
 
-def test_an_array_whose_header_has_an_odd_length(tmp_path):
+def test_an_array_with_a_header_of_odd_length_is_read(tmp_path):
     odd = header("{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", data=np.array([1.5, -2.5]).tobytes())
     read = read_arrays(archive(tmp_path / "x.npz", {"a.npy": odd}))["a"]
     assert read.flags.aligned and read.tolist() == [1.5, -2.5]
@@ -120,7 +120,7 @@ def test_an_array_whose_header_has_an_odd_length(tmp_path):
 
 @pytest.mark.parametrize("content", [
     b"", b"PK\x03\x04", npy(np.ones(4)), pickle.dumps({"a": 1}), b"PK\x05\x06" + bytes(17), b"PK\x05\x06" + bytes(18)])
-def test_no_archive(tmp_path, content):
+def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     refused(tmp_path / "x.npz", "not a readable .npz archive")
 
@@ -142,23 +142,23 @@ MEMBERS = {
 
 
 @pytest.mark.parametrize("case", MEMBERS)
-def test_hostile_member(tmp_path, case):
+def test_a_hostile_member_is_refused(tmp_path, case):
     data, message = MEMBERS[case]
     refused(archive(tmp_path / "x.npz", {"a.npy": data}), message)
 
 
-def test_members_that_are_no_arrays(tmp_path):
+def test_members_that_are_no_arrays_are_refused(tmp_path):
     refused(archive(tmp_path / "x.npz", {"data.pkl": b"x"}), "member 'data.pkl' is not an array")
 
 
-def test_deflate_bomb(tmp_path):
+def test_a_deflate_bomb_is_refused(tmp_path):
     """17 MB of zeros in 17 kB."""
     path = archive(tmp_path / "x.npz", {"a.npy": npy(np.zeros(17 << 20, np.uint8))}, compression=zipfile.ZIP_DEFLATED)
     refused(path, "'a.npy' claims 178.* bytes from ")
 
 
-def test_array_takes_its_own_memory_and_no_more(tmp_path):
-    """8 MB of zeros, packed: nothing of it is in memory twice."""
+def test_an_array_takes_only_its_own_memory(tmp_path):
+    """8 MB of zeros, compressed: no part is in memory twice."""
     path = archive(tmp_path / "x.npz", {"a.npy": npy(np.zeros(1 << 20))}, compression=zipfile.ZIP_DEFLATED)
     with closing(NpzFile(path)) as file:
         file.shape("a")

@@ -1,4 +1,4 @@
-"""A checkpoint is opened once, and handed to whoever asks about it or fills a model from it."""
+"""A checkpoint is opened once, and all functions that need it use the same object."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ CLASSES = ["ant", "bee", "cat"]
 
 @pytest.fixture
 def run_file(tmp_path) -> Path:
-    """A checkpoint of 9 MB as a run writes it."""
+    """Write a checkpoint of 9 MB like a run."""
     model = create_model("ViT-Nano_2", 3, hidden_size=192, mlp_dim=768, img_size=32)
     state = checkpoint.RunState(
         step=3, updates=3, skips=0, model=model.state_dict(), optimizer={"state": {0: {"buffer": torch.ones(1_000_000)}}},
@@ -41,7 +41,7 @@ def test_published_file_has_a_head_and_no_settings():
 
 
 def bytes_read() -> int:
-    """By this process so far, other than through mappings of files."""
+    """Return the bytes that this process has read so far, except through mappings of files."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -73,7 +73,7 @@ def test_published_file_is_read_once(tmp_path, save, name):
 
 
 def test_opened_file_fills_several_models(tmp_path):
-    """And stays open: whoever opened it closes it. Arrays that are left out are reported once for each model."""
+    """It stays open until its owner closes it. Unused arrays are reported once for each model."""
     arrays = {f"params/{name}": array for name, array in reference.arrays(reference.weights("g_p16_gap")).items()}
     np.savez(tmp_path / "x.npz", **arrays, **{"opt/count": np.int32(3)})
     with OpenedCheckpoint(tmp_path / "x.npz") as opened:

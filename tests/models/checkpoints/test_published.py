@@ -1,4 +1,4 @@
-"""Published checkpoints by name: names, URLs, what is here already, AugReg's table."""
+"""Published checkpoints by name: names, URLs, existing files, AugReg's table."""
 
 import hashlib
 import io
@@ -42,19 +42,19 @@ AUGREG = "augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imag
     ("deit/deit_small_patch16_224-cd65a155.pth", "deit/deit_small_patch16_224-cd65a155"),
     ("cait/XS24_384.pth", "cait/XS24_384"),
     ("deit3/deit_3_huge_224_21k_v1.pth", "deit3/deit_3_huge_224_21k_v1"),
-    ("ViT-Ti_16", "augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),         # what the model starts from
+    ("ViT-Ti_16", "augreg/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),         # the model's start
     ("DeiT-S_16", "deit/deit_small_patch16_224-cd65a155"), ("DINOv2-g_14-reg", "dinov2/dinov2_vitg14_reg4_pretrain"),
     ("DINOv3-S_16", "timm/vit_small_patch16_dinov3.lvd1689m"),
     *((name, None) for name in (                              # sizes of other folders, parts of names, ways out of the folder
         "sam/R50+ViT-B_16", "elsewhere/ViT-B_16", "augreg/../ViT-B_16", "augreg/S_17", "deit_huge_patch16_224",
         "deit/deit_small_patch16_224-00000000.pth", "deit/XS24_384", "mae/pretrain/mae_pretrain_vit_base.pth", "")),
 ])
-def test_names(name, canonical):
+def test_names_become_canonical(name, canonical):
     assert published_name(name) == canonical
 
 
 @pytest.mark.parametrize("name", [f"{folder}/{file}" for folder, files in PUBLISHED.items() for file in files])
-def test_every_name_of_the_table_is_its_own_canonical_name_and_has_a_model(name):
+def test_every_name_of_the_table_is_canonical_and_has_a_model(name):
     assert published_name(name) == name
     assert name.split("/")[1].replace("+", "-").removesuffix("-224").removesuffix("-gap-norep") in MODELS
 
@@ -69,7 +69,7 @@ def our_row(folder: str, file: str) -> str:
     return f"MAE-{size}" if folder == "mae" else f"DeiT-{size}{'-distilled' if 'distilled' in file else ''}"
 
 
-def test_every_name_of_meta_s_has_a_model_and_a_file_of_its_own():
+def test_every_name_of_meta_has_its_own_model_and_file():
     names = [(folder, file) for folder, files in META_FILES.items() for file in files]
     assert all(published_name("/".join(name)) == "/".join(name) and our_row(*name) in MODELS for name in names)
     assert len({remote for files in META_FILES.values() for remote, _ in files.values()}) == len(names)
@@ -86,13 +86,13 @@ def test_every_name_of_meta_s_has_a_model_and_a_file_of_its_own():
     ("cait/M36_384", "https://dl.fbaipublicfiles.com/deit/M36_384.pth"),
     ("mae/mae_pretrain_vit_huge", "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth"),
 ])
-def test_urls(name, url, monkeypatch):
+def test_urls_of_canonical_names(name, url, monkeypatch):
     monkeypatch.delenv("VIT_CHECKPOINT_URL", raising=False)
     monkeypatch.delenv("VIT_META_URL", raising=False)
     assert published_url(name) == url
 
 
-def test_a_mirror_has_the_same_tree(monkeypatch):
+def test_a_mirror_has_the_same_files(monkeypatch):
     monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://mirror/vit")
     monkeypatch.setenv("VIT_META_URL", "http://mirror/meta/")
     assert published_url("imagenet21k/R50+ViT-B_16") == "http://mirror/vit/imagenet21k/R50%2BViT-B_16.npz"
@@ -111,12 +111,12 @@ def test_a_mirror_has_the_same_tree(monkeypatch):
     ("deit/deit_base_patch16_224", ["weights/deit/deit_base_patch16_224-b5f2ef4d.pth"], 0),
     ("cait/S24_224.pth", ["weights/cait/S24_224.pth"], 0),
 ])
-def test_what_is_here_is_not_downloaded(folder, tmp_path, put, name, present, found):
+def test_an_existing_file_is_not_downloaded(folder, tmp_path, put, name, present, found):
     paths = [put(tmp_path / path) for path in present]
     assert find_checkpoint(name).resolve() == paths[found]
 
 
-def test_what_was_put_there_by_hand_is_of_no_other_folder(server, folder, put):
+def test_a_file_put_there_by_hand_is_only_the_default_folder_s(server, folder, put):
     put(folder / "ViT-B_16.npz")
     server.content = archive()
     assert find_checkpoint("sam/ViT-B_16") == folder / "sam" / "ViT-B_16.npz" and len(server.requests) == 1
@@ -129,10 +129,10 @@ def test_the_usual_folder_is_checkpoint(folder, tmp_path, put, monkeypatch):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("weights/mine.npz", "it is no published name.*augreg"), ("ViT-B_17", "it is no published name.*augreg"),
+    ("weights/mine.npz", "it is no published name. MODEL_ZOO"), ("ViT-B_17", "it is no published name. Did you mean ViT-B_16"),
     ("imagenet21k/ViT-S_16", "imagenet21k has no published file of that name: it has"),
     ("deit/deit_huge", "deit has no published file of that name: it has")])
-def test_neither_a_file_nor_a_name(folder, name, message):
+def test_text_that_is_neither_a_file_nor_a_name_is_refused(folder, name, message):
     with pytest.raises(ModelError, match=f"no checkpoint at {name}, and {message}") as error:
         find_checkpoint(name)
     assert "\n" not in str(error.value) and not folder.exists()
@@ -151,9 +151,9 @@ def test_meta_s_files_come_from_its_server_with_their_suffix(server, folder):
 @pytest.mark.parametrize("name, remote, algorithm", [
     ("deit/deit_tiny_patch16_224", "deit/deit_tiny_patch16_224-a1311bcf.pth", "sha256"),
     ("mae/mae_pretrain_vit_base", "mae/pretrain/mae_pretrain_vit_base.pth", "md5")])
-def test_the_publisher_s_digits_are_checked(server, folder, monkeypatch, name, remote, algorithm):
+def test_the_publisher_s_checksum_is_checked(server, folder, monkeypatch, name, remote, algorithm):
     server.content = (reference.TORCH / "deit_tiny.pth").read_bytes()
-    with pytest.raises(ModelError, match=f"/meta/{re.escape(remote)} .what arrived does not match the publisher's") as error:
+    with pytest.raises(ModelError, match=f"/meta/{re.escape(remote)} .the .* file does not match the publisher's") as error:
         find_checkpoint(name)
     assert f"put it at {folder / name.split('/')[0] / remote.split('/')[-1]}" in str(error.value)
     digits = hashlib.new(algorithm, server.content).hexdigest()[:8]
@@ -195,7 +195,7 @@ TABLE = "\n".join([COLUMNS, *LINES, ""]).encode()
     ("R26_S_32", "R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
     ("R_Ti_16", "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
     ("Ti_16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0")])
-def test_recommended_is_the_best_of_its_size_on_imagenet_21k(tmp_path, put, size, file):
+def test_the_recommended_file_is_the_best_of_its_size_on_imagenet_21k(tmp_path, put, size, file):
     assert recommended_file(put(tmp_path / "index.csv", TABLE), size) == file
 
 
@@ -205,7 +205,7 @@ def archive() -> bytes:
     return stream.getvalue()
 
 
-def test_a_size_alone_fetches_the_table_once_and_the_file(server, folder):
+def test_a_size_downloads_the_table_once_and_its_file(server, folder):
     server.files["/vit_models/augreg/index.csv"], server.content = TABLE, archive()
     path = find_checkpoint("augreg/S_16")
     assert path == folder / "augreg" / f"{BEST}.npz" and path.read_bytes() == server.content
@@ -216,21 +216,21 @@ def test_a_size_alone_fetches_the_table_once_and_the_file(server, folder):
 
 
 @pytest.mark.parametrize("content, message", [
-    (COLUMNS.encode(), "names no file of S_16 trained on i21k; delete it"),
-    (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "names no file of S_16"),
+    (COLUMNS.encode(), "lists no file of S_16 trained on i21k; delete it"),
+    (COLUMNS.encode() + b"\n" + line("S/16", "i21k", 0.5, "S_16-../../../etc/passwd").encode(), "lists no file of S_16"),
     (b"something,else\n1,2\n", "not AugReg's table, or damaged .KeyError.*delete it to download it again"),
     (TABLE.replace(b"0.41", b"best"), "not AugReg's table, or damaged .ValueError"),
     (TABLE[:-1000] + b"S/16,i21k", "not AugReg's table, or damaged .AttributeError"),
 ])
-def test_a_damaged_table_on_the_disk(folder, put, content, message):
+def test_a_damaged_table_is_reported(folder, put, content, message):
     path = put(folder / "augreg" / "index.csv", content)
     with pytest.raises(ModelError, match=message) as error:
         find_checkpoint("augreg/S_16")
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_each_folder_has_its_way_of_evaluation():
-    """As MODEL_ZOO.md says; any other file has none."""
+def test_each_folder_has_its_publisher_s_evaluation():
+    """As in MODEL_ZOO.md; any other file has none."""
     assert set(VIEWS) == {*PUBLISHED, *META_FILES, "augreg"}
     for file, crop in (("sam/ViT-B_16.npz", 0.0), ("x/deit/deit_tiny_patch16_224-a1311bcf.pth", 0.875),
                        ("cait/S24_224.pth", 1.0), ("deit3/deit_3_base_224_21k.pth", 1.0),
@@ -240,14 +240,14 @@ def test_each_folder_has_its_way_of_evaluation():
     assert all(published_view(Path(file)) == {} for file in ("ViT-B_16.npz", "deit/mine.pth", "r/best.pt"))
 
 
-def test_licences_are_those_of_what_is_published():
+def test_licenses_are_those_of_published_files():
     for name, words in (("ViT-B_16", "Apache-2.0"), ("checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "Apache-2.0"),
                         ("mae/mae_pretrain_vit_base", "CC-BY-NC-4.0"), ("output/mine", ""), ("x/ViT-B_16.npz", "")):
         assert license_of(name) == license_of(Path(name)) == words
 
 
-def test_a_server_is_asked_for_what_is_not_here(server, folder, put, monkeypatch):
-    """One that refuses to say is left to the download."""
+def test_a_server_is_asked_about_missing_files(server, folder, put, monkeypatch):
+    """A refusal is left to the download."""
     check_published_reachable("sam/ViT-B_16")
     assert server.requests == [] and not folder.exists()
     monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")

@@ -1,4 +1,4 @@
-"""The table of what a checkpoint of a run holds. Files with wrong values, whole: tests/system/test_sealed.py."""
+"""The table of the fields of a run's checkpoint. For complete files with wrong values: tests/system/test_sealed.py."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def test_the_table_has_the_fields_of_a_run():
     ({"step": 3.0}, "step 3.0: must be 0 or more"), ({"updates": True}, "updates True: must be 0 or more"),
     ({"updates": 4}, "4 updates and 0 skipped steps do not make 3 steps"),
     ({"updates": 0}, "0 updates and 0 skipped steps do not make 3 steps"),
-    ({"best": {"step": 4, "accuracy": 0.5}}, "best is of step 4, the file of step 3"),
+    ({"best": {"step": 4, "accuracy": 0.5}}, "best is from step 4, but the file from step 3"),
     ({"best": {"step": 3, "accuracy": 1.5}}, "best.accuracy 1.5: must be from 0 to 1"),
     ({"best": {"step": 3}}, "best lacks accuracy"),
     ({"classes": []}, "the file has no classes"),
@@ -41,7 +41,7 @@ def test_the_table_has_the_fields_of_a_run():
     ({"model": {"w": torch.ones(3, dtype=torch.int64)}},
      "model.w an array of shape (3,): must be an array of float32 or float16"),
     ({"model": {"\x1b[2J": torch.ones(3)}}, r"model has '\x1b[2J': its names must be short printable text"),
-    ({"ema": {"w": torch.ones(3)}}, "the file has averaged weights, ema_decay is None"),
+    ({"ema": {"w": torch.ones(3)}}, "the file has averaged weights, but ema_decay is None"),
     ({"scaler": {"scale": 1.0}}, "scaler lacks growth_factor"),
     ({"threads": 2 ** 40}, "threads 1099511627776: must be a whole number from 0 to 4096"),
     ({"config": {"a": torch.ones(2)}}, "config.a an array of shape (2,): must be a plain value"),
@@ -58,15 +58,15 @@ def with_group(**settings) -> dict:
     return {"optimizer": {"state": {}, "param_groups": [settings]}}
 
 
-def test_the_count_of_an_optimizers_group_may_be_an_array():
-    """timm's LAMB keeps it so."""
+def test_the_step_of_an_optimizer_group_may_be_an_array():
+    """As in timm's LAMB."""
     for count in (2, 2.0, torch.tensor(2.0), torch.tensor(2)):
         check_run(content(**with_group(step=count, eps=1e-6)), "x.pt")
     assert fault(**with_group(step=torch.ones(2))) == "optimizer.param_groups.0.step an array of shape (2,): must be a number"
     assert fault(**with_group(eps=torch.tensor(1.0))).endswith("eps an array of shape (): must be a plain value")
 
 
-def test_whoever_wants_the_weights_takes_any_state_of_an_optimizer():
+def test_reading_only_weights_accepts_any_optimizer_state():
     wrong = content(optimizer={"state": torch.ones(2)}, scaler=7, skips=None, best=[], seconds="long")
     check_run(wrong, "x.pt", weights_alone=True)
     for name in ("ema", "step", "classes", "config", "train_images"):
@@ -83,8 +83,8 @@ def test_another_format_is_named():
 
 
 @pytest.mark.parametrize(("place", "versions"), [("", LATER_FIELDS), ("architecture", LATER_KEYS)])
-def test_what_versions_added_is_there_or_the_file_is_older(place, versions):
-    """A file that lacks one key, and has what came later, was changed."""
+def test_fields_of_a_version_are_complete_or_the_file_is_older(place, versions):
+    """A file that lacks one key but has later ones was changed."""
     for number, keys in enumerate(versions):
         older = content()
         there = older[place] if place else older
@@ -96,15 +96,15 @@ def test_what_versions_added_is_there_or_the_file_is_older(place, versions):
             changed = content()
             del (changed[place] if place else changed)[key]
             if len(keys) == 1 and number == len(versions) - 1:
-                continue                       # as if the file were older: the run says what it lacks
+                continue                       # as if the file were older: the run reports what it lacks
             with pytest.raises(WeightsError, match=f"lacks {key}"):
                 check_run(changed, "x.pt")
 
 
-def test_names_and_shapes_are_those_of_the_model():
+def test_names_and_shapes_must_be_those_of_the_model():
     model = {"a": torch.ones(2, 3), "b": torch.ones(3)}
     check_shapes({"a": (2, 3), "b": (3,)}, model, "x.pt")
     for shapes, words in (({"a": (2, 3)}, "its weights lack b"), ({"a": (2, 3), "b": (3,), "c": ()}, "its weights have c"),
-                          ({"a": (3, 2), "b": (3,)}, r"a has shape \(3, 2\), in its architecture \(2, 3\)")):
+                          ({"a": (3, 2), "b": (3,)}, r"a has shape \(3, 2\), but its architecture needs \(2, 3\)")):
         with pytest.raises(WeightsError, match=words):
             check_shapes(shapes, model, "x.pt")

@@ -1,4 +1,4 @@
-"""config.json for timm: the model of timm's that computes the same, and what timm cannot hold."""
+"""config.json for timm: the model of timm that computes the same, and what timm cannot express."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def config_of(model, view=WHOLE) -> dict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_timm_s_name_of_every_size(name):
+def test_every_size_has_timm_s_name(name):
     config, row = config_of(empty(name)), MODELS[name]
     assert config["architecture"] == NAMES[name] and config["num_classes"] == 5
     arguments = config["model_args"]
@@ -47,7 +47,7 @@ def test_timm_s_name_of_every_size(name):
     assert json.loads(json.dumps(config)) == config
 
 
-def test_what_a_config_says_of_images():
+def test_a_config_says_how_images_are_resized():
     config = config_of(empty("ViT-Ti_16", (32, 64), in_channels=1, mean=(0.3,), std=(0.2,)))["pretrained_cfg"]
     assert config["input_size"] == [1, 32, 64] and (config["mean"], config["std"]) == ([0.3], [0.2])
     assert (config["crop_mode"], config["crop_pct"], config["interpolation"]) == ("squash", 1.0, "bilinear")
@@ -77,7 +77,7 @@ USUAL = {"patch_size": 16, "in_chans": 3, "mlp_ratio": 4.0, "global_pool": "toke
 
 
 def exported(case: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes the folder of a known model -> (images, their logits as its own program computes them)"""
+    """Write the folder of a known model, and return (images, their logits as computed by its own program)."""
     if case.startswith("g_"):
         model, images = load(reference.weights(case), case), reference.images(reference.ROWS[case].img_size)
         logits = reference.expected(case)["logits"]
@@ -93,8 +93,8 @@ def exported(case: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("case", SAID)
 @torch.no_grad()
-def test_a_folder_of_a_known_model(tmp_path, case):
-    """What it says to timm, which the next test asks; and read here again it computes the known logits."""
+def test_an_exported_folder_of_a_known_model_is_read_back(tmp_path, case):
+    """It has the expected config.json (the next test runs timm), and computes the known logits when read back."""
     images, logits = exported(case, tmp_path / "x")
     said, (name, arguments) = json.loads((tmp_path / "x/config.json").read_text()), SAID[case]
     assert said["architecture"] == name and said["model_args"] == USUAL | arguments
@@ -112,7 +112,7 @@ def test_timm_computes_the_known_logits_from_it(tmp_path, case):
     assert (theirs(images) - logits).abs().max() < (1e-3 if case == "g_rti16" else 1e-5)
 
 
-def test_every_width_of_the_mlp_is_found_again():
+def test_every_width_of_the_mlp_survives_its_ratio():
     for width in range(1, 400, 7):
         for mlp in (1, 17, width, 3 * width + 1, 4 * width - 1):
             assert int(width * timm_models.ratio_of(width, mlp)) == mlp, (width, mlp)
@@ -124,16 +124,16 @@ def test_every_width_of_the_mlp_is_found_again():
     ("R50-ViT-B_16", {"resnet_layers": (1, 2)}, WHOLE, r"resnet_layers \(1, 2\): timm's hybrids have \(\), \(2, 2, 2, 2\)"),
     ("R-ViT-Ti_16", {"resnet_width": 32}, WHOLE, "resnet_width 32: timm's hybrids have 64"),
     ("R-ViT-Ti_16", {"resnet_style": "vit-pytorch"}, WHOLE, "resnet_style 'vit-pytorch': timm pads"),
-    ("CaiT-XXS24", {"gelu": "tanh"}, WHOLE, "gelu 'tanh': timm's CaiT takes the exact GELU"),
+    ("CaiT-XXS24", {"gelu": "tanh"}, WHOLE, "gelu 'tanh': timm's CaiT has only the exact GELU"),
     ("ViT-Ti_16", {"img_size": (32, 48)}, CUT, "eval_crop 0.875 at 32 x 48 pixels: timm resizes"),
 ])
-def test_what_timm_cannot_hold_is_named(row, more, view, words):
+def test_unsupported_parts_are_named(row, more, view, words):
     size = more.pop("img_size", None)
     assert refused(words, check_timm, empty(row, size, **more), view).endswith(". Export it to onnx or torch")
 
 
-def test_what_timm_computes_otherwise_is_measured():
-    """timm's own eps: of hybrids, and of norms for which no model of timm has the eps."""
+def test_what_timm_computes_differently_is_measured():
+    """timm's own eps: in hybrids, and in norms whose eps no model of timm has."""
     for family in FAMILIES:
         assert computed_otherwise(family_model(family)) == ({"resnet_style": "timm"} if family == "hybrid" else {}), family
     row = architecture(4, 12, 16, 2, 1, img_size=8, norm_eps=1e-5)
@@ -154,7 +154,7 @@ def test_what_timm_computes_otherwise_is_measured():
     (MODELS["MAE-B_16"], SMALL | {"mlp_dim": 25, "num_heads": 3}, CUT)])
 @torch.no_grad()
 def test_timm_builds_what_config_json_says(row, more, view):
-    """Its model takes the weights, strictly, and computes the same."""
+    """Its model loads the weights, strictly, and computes the same."""
     timm = pytest.importorskip("timm")
     size = (16, 64) if row.in_channels == 1 else 64 if row.resnet_layers else 16
     model = random_model(row, 5, size, **more).eval()

@@ -1,4 +1,4 @@
-"""Which of timm's models holds a model of ours: its name, its arguments, and its names of the arrays."""
+"""timm's model for a model of ours: its name, its arguments, and its names of the arrays."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from models.checkpoints.hub import table
 from models.families import FAMILIES
 
 SMALL = {"patch_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2, "num_layers": 2}
-# What timm 1.0.31 calls its own models with, beside patch, width, depth and heads.
+# The arguments of timm 1.0.31 for its own models, except patch, width, depth and heads.
 EVA02 = {"swiglu_mlp": True, "use_rot_pos_emb": True, "ref_feat_shape": [16, 16]}
 DINOV3 = {"init_values": 1e-5, "rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True, "use_rot_pos_emb": True,
           "use_abs_pos_emb": False, "num_reg_tokens": 4, "use_fc_norm": False}
@@ -48,7 +48,7 @@ SAID = {
 
 @pytest.mark.parametrize("row", SAID)
 def test_arguments_are_those_of_timm_s_own_model(row):
-    """And of a model of that row its name; a model that the name does not decide has another."""
+    """A model of that row also gets its name; a model that differs from what the name fixes gets another."""
     config, (name, said) = MODELS[row], SAID[row]
     kind = timm_models.kind_of(config)
     found = timm_models.arguments_of(config, kind, whole=True)
@@ -79,24 +79,24 @@ def test_the_size_of_the_images_chooses_among_published_names():
     ({"rope": "dinov3", "gelu": "erf", "norm_eps": 1e-5}, "vit_pe_core_tiny_patch16_384"),
     ({"qkv_bias": "qv", "mlp": "swiglu"}, "eva02_tiny_patch14_224"),
     ({"norm_eps": 1e-3, "norm": "rms"}, "vit_base_patch16_224")])
-def test_a_model_of_parts_that_nobody_has_published_together(more, name):
+def test_a_model_with_an_unpublished_combination_of_parts(more, name):
     config = architecture(**SMALL, **more)
     assert timm_models.name_of(config, timm_models.kind_of(config)) == name
 
 
 @pytest.mark.parametrize("more, words", [
-    ({"classifier": "token_mean"}, "classifier 'token_mean': timm pools the cls token or the mean"),
+    ({"classifier": "token_mean"}, "classifier 'token_mean': timm uses the cls token or the mean"),
     ({"patch_norm": "around"}, "patch_norm 'around': timm has no norm of the pixels"),
-    ({"patch_bias": False}, "patch_bias False: timm's patches have a bias where no norm follows"),
-    ({"rope": "dinov3"}, "gelu 'tanh': timm's Eva takes the exact GELU alone"),
+    ({"patch_bias": False}, "patch_bias False: timm's patch embedding has a bias if and only if"),
+    ({"rope": "dinov3"}, "gelu 'tanh': timm's Eva has only the exact GELU"),
     ({"rope": "dinov3", "mlp": "swiglu", "norm": "rms"}, "norm 'rms': timm's Eva has LayerNorm"),
     ({"rope": "dinov3", "mlp": "swiglu", "proj_bias": False}, "proj_bias False, mlp_bias True: timm's Eva has both"),
     ({"mlp_bias": False}, "proj_bias True, mlp_bias False: timm's VisionTransformer has both or neither"),
     ({"classifier": "attention", "pool_heads": 1}, "pool_heads 1: timm's VisionTransformer pools with the heads of its blocks"),
     ({"classifier": "attention", "pool_mlp_dim": 9}, "pool_mlp_dim 9: timm's VisionTransformer pools with an MLP as wide"),
-    ({"classifier": "attention", "mlp": "swiglu", "norm": "rms"}, "with mlp 'swiglu' timm's VisionTransformer pools by another"),
+    ({"classifier": "attention", "mlp": "swiglu", "norm": "rms"}, "with mlp 'swiglu' timm's VisionTransformer pools with"),
     ({"resnet_layers": (), "rope": "eva", "rope_grid": 4}, "rope 'eva': timm's VisionTransformer has no rotary positions")])
-def test_what_no_model_of_timm_has_is_named(more, words):
+def test_parts_that_no_model_of_timm_has_are_named(more, words):
     found = timm_models.kind_of(architecture(**SMALL, **more))
     assert isinstance(found, str) and words in found
 
@@ -109,7 +109,7 @@ def test_what_no_model_of_timm_has_is_named(more, words):
      "attn.q_proj.weight attn.k_proj.weight attn.v_proj.weight attn.v_proj.bias mlp.fc1_g.weight mlp.fc1_x.weight"),
     ("PE-core-B_16", "attn.qkv.bias", "attn.qkv.bias"), ("AIMv2-L_14", "mlp.fc1.weight", "mlp.fc1_g.weight mlp.fc1_x.weight"),
     ("CaiT-XXS24", "gamma_1 mlp.fc1.weight", "gamma_1 mlp.fc1.weight")])
-def test_names_of_a_block(row, ours, theirs):
+def test_names_in_a_block(row, ours, theirs):
     spell = timm_models.spelling_of(MODELS[row])
     assert [name for our in ours.split() for name in spell(f"blocks.3.{our}")] == [f"blocks.3.{name}" for name in theirs.split()]
     assert spell("norm.weight") == ("norm.weight",) and spell("pos_embed") == ("pos_embed",)
@@ -118,7 +118,7 @@ def test_names_of_a_block(row, ours, theirs):
 POOLED = ("ViT-B_16", "CLIP-B_32", "DINOv2-S_14", "DINOv2-S_14-reg", "DeiT3-S_16", "TIPSv2-B_14", "EVA02-Ti_14", "SigLIP-B_16")
 
 
-def test_timm_s_query_reads_all_tokens_where_it_is_told_to():
+def test_timm_s_query_reads_all_tokens_if_the_argument_says_so():
     for name in POOLED:
         row = architecture(**MODELS[name].to_dict() | SMALL | {"classifier": "attention", "gelu": "erf"})
         said = timm_models.arguments_of(row, timm_models.kind_of(row), whole=False).get("pool_include_prefix")
@@ -128,7 +128,7 @@ def test_timm_s_query_reads_all_tokens_where_it_is_told_to():
 @pytest.mark.reference
 @torch.inference_mode()
 def test_timm_pools_by_attention_what_an_export_does(tmp_path):
-    """Of a model that was fine-tuned with --classifier attention; and its own file of that gives the same here."""
+    """For a model fine-tuned with --classifier attention; timm's own file of it gives the same here."""
     timm = pytest.importorskip("timm")
     for name in POOLED:
         model = random_model(MODELS[name], 5, 16, **SMALL | {"classifier": "attention", "gelu": "erf"}).eval()
@@ -144,7 +144,7 @@ def test_timm_pools_by_attention_what_an_export_does(tmp_path):
 @pytest.mark.reference
 @torch.inference_mode()
 def test_timm_computes_what_a_model_of_every_row_does(tmp_path):
-    """With its own name and arguments, tiny; those with rotary positions on images that are not square."""
+    """With its own name and arguments, in a tiny size; those with rotary positions on images that are not square."""
     timm = pytest.importorskip("timm")
     for name, row in FAMILIES.items():
         pool = {"pool_heads": 4, "pool_mlp_dim": 40} if row.pool_heads else {}

@@ -1,4 +1,4 @@
-"""Files in the names of timm's classes and of the originals: what they tell of their model, and what fills it."""
+"""Files with the names of timm's classes and of original files: the inferred row and the loaded model."""
 
 import re
 
@@ -18,19 +18,19 @@ def head_of(case: str) -> str:
 
 @pytest.fixture(scope="module")
 def models():
-    """A filled model of each kind, made once."""
+    """Create one model of each kind with random weights, once."""
     return {case: random_model(kind.row) for case, kind in KINDS.items()}
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_a_file_tells_its_row_and_fills_its_model(tmp_path, models, case):
+def test_a_file_gives_its_row_and_its_model(tmp_path, models, case):
     kind, model = KINDS[case], models[case]
     torch.save(arrays_of(case, model), tmp_path / "x.pth")
     with OpenedCheckpoint(tmp_path / "x.pth") as file:
         found, row = file.row, kind.row
         expected = {key: row[key] for key in (*SIZES, *ARRAYS, "in_channels", "img_size")} | {
             "layer_scale": 1e-5 if row.layer_scale else 0.0, "class_token": row.class_token and row.classifier != "gap"}
-        if row.positions == "none":                             # nothing tells the size of the images
+        if row.positions == "none":                             # nothing shows the size of the images
             expected.pop("img_size")
         assert {key: value for key, value in found.items() if key in expected} == expected
         assert found.get("classifier", row.classifier) == row.classifier
@@ -55,7 +55,7 @@ ONE_OF_EACH = ("timm_dinov2_reg", "timm_siglip", "timm_clip", "timm_reg4_gap", "
 
 @pytest.mark.parametrize("case", [
     case if case in ONE_OF_EACH else pytest.param(case, marks=pytest.mark.reference) for case in KINDS])          # a second each
-def test_no_array_may_be_missing_new_renamed_or_of_another_shape(models, case):
+def test_missing_new_renamed_and_misshapen_arrays_are_refused(models, case):
     kind = KINDS[case]
     arrays = arrays_of(case, models[case])
     arrays = arrays.get("encoder", arrays)
@@ -78,18 +78,18 @@ def test_no_array_may_be_missing_new_renamed_or_of_another_shape(models, case):
 def test_a_bias_of_the_keys_must_be_masked(tmp_path):
     model = random_model(KINDS["dinov3"].row)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    for content, message in ((dinov3(state, mask=False), "blocks.0.attn.qkv.bias biases keys"),
-                             (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.ones(144)}, "biases keys"),
+    for content, message in ((dinov3(state, mask=False), "blocks.0.attn.qkv.bias has a bias for keys"),
+                             (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.ones(144)}, "has a bias for keys"),
                              (dinov3(state) | {"blocks.0.attn.qkv.bias_mask": torch.zeros(144)}, "its bias_mask is not")):
         torch.save(content, tmp_path / "x.pth")
         refused(message, load, tmp_path / "x.pth", KINDS["dinov3"].row, "zero")
-    torch.save(dinov3(state, key_bias=0.0, mask=False), tmp_path / "x.pth")              # nothing is applied
+    torch.save(dinov3(state, key_bias=0.0, mask=False), tmp_path / "x.pth")              # a zero bias of the keys
     assert torch.equal(load(tmp_path / "x.pth", KINDS["dinov3"].row, "zero").blocks[0].attn.qkv.q_bias,
                        model.blocks[0].attn.qkv.q_bias)
 
 
-def test_the_pre_training_of_eva02_starts_the_norm_behind_the_mean():
-    """As timm moves it: its own files of mim_in22k have fc_norm."""
+def test_the_norm_of_eva02_s_pre_training_starts_the_one_after_the_mean():
+    """As in timm, which moves it: its own files of mim_in22k have fc_norm."""
     row = KINDS["eva02"].row
     model = random_model(row)
     arrays = {name.replace("fc_norm.", "norm."): value for name, value in arrays_of("eva02", model).items()
@@ -100,8 +100,8 @@ def test_the_pre_training_of_eva02_starts_the_norm_behind_the_mean():
     assert {"lm_head.weight", "lm_head.bias", "mask_token"} <= set(filled.load_report.left_out)
 
 
-def test_positions_of_another_grid(models):
-    """A folded table, one of patches, and one with rows before them."""
+def test_positions_are_resized_to_another_grid(models):
+    """A folded table, one for patches, and one with rows before them."""
     for case, tokens in (("dinov2_reg", 0), ("timm_dinov2_reg", 0), ("timm_so150m", 4), ("timm_dinov2", 1)):
         arrays = arrays_of(case, models[case])
         model = create_model(KINDS[case].row, 3, (32, 48), in_memory(arrays))
@@ -111,8 +111,8 @@ def test_positions_of_another_grid(models):
             assert torch.equal(model.pos_embed[:, :tokens], own[:, :tokens])
 
 
-def test_heads_of_their_own_files(tmp_path):
-    """The linear classifiers of Meta's torch.hub, which hold the backbone, and a head alone."""
+def test_heads_in_separate_files(tmp_path):
+    """The linear classifiers of Meta's torch.hub, which contain the backbone, and a file with only a head."""
     row = tiny("DINOv2-S_14", classifier="token_mean")
     model = random_model(row)
     state = {f"backbone.{name}" if not name.startswith("head.") else f"linear_{name}": value
@@ -128,7 +128,7 @@ def test_heads_of_their_own_files(tmp_path):
     ("visual.", {"text.token_embedding.weight": torch.ones(3, 4), "logit_scale": torch.ones(())}),
     ("visual.trunk.", {"visual.head.proj.weight": torch.ones(5, 48), "text.positions": torch.ones(3)}),
     ("module.", {}), ("model.backbone.", {})])
-def test_prefixes(tmp_path, models, prefix, beside):
+def test_prefixes_are_stripped(tmp_path, models, prefix, beside):
     """EVA's CLIP, OpenCLIP with an encoder of timm, and wrappers."""
     state = {f"{prefix}{name}": value for name, value in arrays_of("eva02_clip", models["eva02_clip"]).items()}
     torch.save(state | beside, tmp_path / "x.pth")
@@ -136,7 +136,7 @@ def test_prefixes(tmp_path, models, prefix, beside):
     assert same_state(filled, models["eva02_clip"]) and set(beside) <= set(filled.load_report.left_out)
 
 
-def test_a_teacher_of_dinov2_s_own_training(tmp_path, models):
+def test_the_teacher_of_dinov2_s_training_is_read(tmp_path, models):
     state = {f"backbone.{name}": value for name, value in arrays_of("dinov2_reg", models["dinov2_reg"]).items()
              if not name.startswith("head.")}
     torch.save({"teacher": state | {"dino_head.mlp.0.weight": torch.ones(3)}, "iteration": 9}, tmp_path / "x.pth")
@@ -145,16 +145,16 @@ def test_a_teacher_of_dinov2_s_own_training(tmp_path, models):
     assert {"dino_head.mlp.0.weight", "iteration"} <= set(filled.load_report.left_out)
 
 
-def test_a_model_with_norms_behind_its_branches_is_refused():
-    """EVA-02 E differs from EVA in no name."""
+def test_a_model_with_norms_after_its_branches_is_refused():
+    """EVA-02 E has the same names as EVA."""
     state = {name: torch.zeros(0).expand(value.shape) if 0 in value.shape else torch.zeros(()).expand(
         [1792 if side == 48 else side for side in value.shape])
         for name, value in arrays_of("timm_eva", create_model(KINDS["timm_eva"].row, 3)).items()}
-    refused("it is EVA-02 E, whose norms stand behind attention and MLP", lambda: in_memory(state).row)
+    refused("it is EVA-02 E, with norms after attention and MLP", lambda: in_memory(state).row)
 
 
 def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):
-    """timm's models of other families have a norm behind a mean. A name of its architecture means the mean, its default."""
+    """timm's models of other families have a norm after a mean. The name of its architecture means the mean, its default."""
     state = dict(create_model("DINOv3-S_16", 3, 32, num_layers=1).state_dict())
 
     def kept(place: str, **keys) -> str:
@@ -162,7 +162,7 @@ def test_a_head_of_dinov3_may_read_the_token_or_the_mean(models, tmp_path):
         torch.save(state, tmp_path / place)
         return create_model(pretrained=tmp_path / place, img_size=32, head="keep", num_heads=6, **keys).config.classifier
 
-    refused("nothing says whether its head reads the cls token or the mean .* Add --classifier token or --classifier mean",
+    refused("it does not say whether its head reads the cls token or the mean .* Add --classifier token or --classifier mean",
             kept, "x/mine.pth")
     assert create_model(pretrained=tmp_path / "x/mine.pth", img_size=32, num_heads=6).config.classifier == "token"    # a new head
     for classifier in ("token", "mean"):

@@ -1,4 +1,4 @@
-"""Files of torch.save: what runs and published files hold comes back as it was, the rest as placeholders; nothing is run."""
+"""Files of torch.save: the content of runs and published files is read exactly, anything else becomes a placeholder."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ def refused(path: Path, message: str) -> None:
 
 
 def with_pickle(tmp_path: Path, description: bytes) -> Path:
-    """A whole file of torch.save with another description of its content; it has one storage of eight numbers, "0"."""
+    """Write a complete file of torch.save with another pickle; it has one storage of eight numbers, "0"."""
     source = saved(tmp_path / "source.pt", torch.zeros(8))
     return rezipped(source, tmp_path / "x.pt", lambda name, data: description if name.endswith("data.pkl") else data)
 
@@ -39,7 +39,7 @@ def with_pickle(tmp_path: Path, description: bytes) -> Path:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
-def test_run_state_comes_back_as_it_was(tmp_path, optimizer, legacy, mapped):
+def test_run_state_is_read_exactly(tmp_path, optimizer, legacy, mapped):
     content = dict(vars(run_state(optimizer)))
     path = saved(tmp_path / "x.pt", content, legacy)
     made = read(path, mapped=mapped)
@@ -48,7 +48,7 @@ def test_run_state_comes_back_as_it_was(tmp_path, optimizer, legacy, mapped):
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(FIXTURES.glob("*.pth"))])
-def test_published_files_come_back_as_pytorch_reads_them(name):
+def test_published_files_are_read_as_by_pytorch(name):
     with torch.serialization.safe_globals([argparse.Namespace]):
         expected = torch.load(FIXTURES / name, weights_only=True)
     made = read(FIXTURES / name)
@@ -94,7 +94,7 @@ def test_numpy_arrays_of_objects_are_not_built(tmp_path):
 
 
 class Settings(dict):
-    """As configurations of other programs are pickled."""
+    """Like configurations that other programs pickle."""
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -112,7 +112,7 @@ def test_other_objects_become_placeholders(tmp_path, value, legacy):
 
 
 class Call:
-    """Pickled as a call."""
+    """Is pickled as a call."""
 
     def __init__(self, function, *arguments):
         self.made = function, arguments
@@ -146,7 +146,7 @@ STORAGE = b"(X\x07\x00\x00\x00storage" + named("torch", "FloatStorage") + b"X\x0
 
 
 def tensor(size: bytes, stride: bytes, offset: bytes = b"K\x00", storage: bytes = STORAGE) -> bytes:
-    """An array over a storage of eight numbers."""
+    """Return the pickle of an array over a storage of eight numbers."""
     return pickled(named("torch._utils", "_rebuild_tensor_v2"), b"(", storage, offset, size, stride, b"\x89NtR")
 
 
@@ -166,13 +166,13 @@ BIG = b"\x8a\x08" + (1 << 62).to_bytes(8, "little")
     tensor(b"K\x02\x85", b"K\x01K\x01\x86"),
 ], ids=["beyond", "by_stride", "by_offset", "before", "backwards", "overflow", "repeated", "strides"])
 def test_array_beyond_its_storage_is_refused(tmp_path, description):
-    refused(with_pickle(tmp_path, description), "an array of [0-9 x]+ numbers, of which 8 are there")
+    refused(with_pickle(tmp_path, description), "an array of [0-9 x]+ numbers, of which 8 are stored")
 
 
 def test_storage_of_another_size_than_its_member_is_refused(tmp_path):
     for claimed in (b"K\x09", b"K\x07", b"J\xff\xff\xff\x7f"):
         description = tensor(b")", b")", storage=STORAGE.replace(b"K\x08", claimed))
-        refused(with_pickle(tmp_path, description), "expected [0-9]+ bytes .* has 32")
+        refused(with_pickle(tmp_path, description), "an array of [0-9]+ bytes has 32")
     refused(with_pickle(tmp_path, pickled(STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001"))), "is missing")
 
 
@@ -185,14 +185,14 @@ def test_damaged_pickle_is_one_line(tmp_path, description):
     refused(with_pickle(tmp_path, description), "cannot be read as a checkpoint .*: write or copy it again")
 
 
-def test_pickle_cannot_change_the_reader(tmp_path):
-    """BUILD sets attributes of what is on the stack."""
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+    """BUILD sets attributes of an object on the stack."""
     change = pickled(named("torch._utils", "_rebuild_tensor_v2"), b"N}X\x0c\x00\x00\x00__defaults__)s\x86b")
     refused(with_pickle(tmp_path, change), "cannot be read")
     assert read(saved(tmp_path / "y.pt", torch.ones(2))).sum() == 2
 
 
-def test_check_sums_are_compared_unless_there_are_none(tmp_path):
+def test_checksums_are_compared_if_there_are_any(tmp_path):
     path = saved(tmp_path / "x.pt", torch.full((100,), 7.0))
     old, new = (struct.pack("<f", value) * 100 for value in (7, 8))
     path.write_bytes(path.read_bytes().replace(old, new))
@@ -219,27 +219,27 @@ def test_missing_memory_is_reported(tmp_path, monkeypatch, error):
 # ---------------------------------------------------------------------------------------------- the older format
 
 
-def test_older_files_end_with_their_arrays(tmp_path):
+def test_older_files_must_end_with_their_arrays(tmp_path):
     whole = saved(tmp_path / "x.pt", torch.arange(8.0), legacy=True).read_bytes()
-    for content, message in ((whole + b"\0", "do not end where the file does"), (whole[:-1], "do not end where the file does"),
+    for content, message in ((whole + b"\0", "do not end at the end of the file"), (whole[:-1], "do not end at the end"),
                              (whole[:-33], "do not end|cannot be read"), (LEGACY_MAGIC + b"garbage", "cannot be read")):
         (tmp_path / "x.pt").write_bytes(content)
         refused(tmp_path / "x.pt", message)
 
 
-def test_older_file_takes_no_memory_for_what_is_not_there(tmp_path, memory_below):
+def test_an_older_file_allocates_no_memory_for_missing_arrays(tmp_path, memory_below):
     path = saved(tmp_path / "x.pt", torch.zeros(200), legacy=True)
     path.write_bytes(path.read_bytes().replace(b"K\xc8N", b"J\xff\xff\xff\x7fN"))
     with memory_below(32 << 20):
-        refused(path, "its arrays need more bytes than the [0-9]+ of the file")
+        refused(path, "its arrays need more than the [0-9]+ bytes of the file")
 
 
 # ---------------------------------------------------------------------------------------------------- no files
 
 
-def test_no_file_of_torch_save(tmp_path):
+def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.pt"
-    for content, message in ((b"", "not of torch.save"), (b"text", "not of torch.save"), (b"PK\x03\x04", "cannot be read"),
+    for content, message in ((b"", "not a file of torch"), (b"text", "not a file of"), (b"PK\x03\x04", "cannot be read"),
                              (pickle.dumps({"a": 1}, 2), "did not write")):
         path.write_bytes(content)
         refused(path, message)

@@ -1,4 +1,4 @@
-"""Files in the names of transformers and of lucidrains' vit-pytorch compute what those programs compute."""
+"""Files with the names of transformers and of lucidrains' vit-pytorch compute what those programs compute."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def row(**more) -> object:
 
 
 class Case(NamedTuple):
-    """A model of transformers, the row of ours, and which output of theirs is compared (`output` has its counterparts)."""
+    """A model of transformers, our row, and the output that is compared (`output` returns ours)."""
 
     build: Callable
     row: object
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def both(config: str, vision: dict, **more) -> Callable:
-    """A configuration of two towers."""
+    """Return a configuration of two towers."""
     return lambda t: getattr(t, config)(vision_config=vision, text_config=TEXT, num_labels=3, **more)
 
 
@@ -140,7 +140,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", CASES)
 @torch.inference_mode()
 def test_outputs_of_transformers(tmp_path, name, dtype, allowed):
-    """In the names of the files that it saves, and in those of its state dict."""
+    """With the names in the files that it saves, and with those of its state dict."""
     case = CASES[name]
     model = theirs(case)
     model.save_pretrained(tmp_path / "hub")
@@ -169,8 +169,8 @@ def test_attention_of_transformers(tmp_path, name):
 @pytest.mark.reference
 @pytest.mark.parametrize("name", CASES)
 @torch.inference_mode()
-def test_folders_that_transformers_saves(tmp_path, name):
-    """Nothing has to be said: the row, the heads, the GELU and what the head reads are those of config.json and the arrays."""
+def test_folders_of_transformers_need_no_flags(tmp_path, name):
+    """The row, the heads, the GELU and what the head reads come from config.json and the arrays."""
     case = CASES[name]
     model, images = theirs(case), torch.randn(2, 3, 28, 28)
     model.save_pretrained(tmp_path)
@@ -186,8 +186,8 @@ def test_folders_that_transformers_saves(tmp_path, name):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["Siglip2VisionModel", "Siglip2ForImageClassification"])
 @torch.inference_mode()
-def test_siglip_2_of_images_of_any_shape(tmp_path, name, size):
-    """Its patch embedding is a linear layer over pixels; positions are resized otherwise than in SigLIP."""
+def test_siglip_2_for_images_of_any_shape(tmp_path, name, size):
+    """Its patch embedding is a linear layer over pixels; positions are resized differently from SigLIP's."""
     vision = {key: value for key, value in SIZED.items() if key != "image_size"} | {"num_patches": 16}
     classifies = name == "Siglip2ForImageClassification"
     build = made(name, both("Siglip2Config", vision)) if classifies else made(name, "Siglip2VisionConfig", **vision)
@@ -226,7 +226,7 @@ def lucidrains(kind: str) -> torch.nn.Module:
 
 
 def of_2021(name: str) -> str:
-    """Its name of an array then."""
+    """Return the name that an array had in 2021."""
     for new, old in ((r"\.0\.to_", ".0.fn.to_"), (r"\.1\.net\.0\.", ".1.norm."), (r"\.1\.net\.1\.", ".1.fn.net.0."),
                      (r"\.1\.net\.4\.", ".1.fn.net.3.")):
         name = re.sub(new, old, name)
@@ -251,11 +251,11 @@ def test_logits_of_lucidrains(tmp_path, kind, keys, dtype, allowed):
 
 
 def under(prefix: str, names: Callable) -> Callable:
-    """Behind the prefix that a classifier's file has."""
+    """Return a function that adds the prefix of a classifier's file."""
     return lambda state: {name if name.startswith("classifier") else prefix + name: value for name, value in names(state).items()}
 
 
-# The names, the row of ours, and what is not used of the file.
+# The names, our row, and the arrays of the file that are not used.
 MASK = ["embeddings.mask_token"]
 TEXT_TOWER = ["embeddings.position_ids", "logit_bias", "logit_scale", "text_model.embeddings.token_embedding.weight",
               "text_model.encoder.layers.0.mlp.fc1.bias", "text_projection.weight", "visual_projection.weight"]
@@ -285,7 +285,7 @@ HEADLESS = ("dinov2 swiglu", "dinov2 swiglu in memory", "dinov3", "dinov3 swiglu
 
 
 def file_of(name: str, **more: int) -> tuple[torch.nn.Module, dict[str, Tensor]]:
-    """-> (a model of ours, its arrays under the names of a file)"""
+    """Return (a model of ours, its arrays with the names of a file)."""
     names, own, _ = FILES[name]
     model = random_model(own, 3, **more)
     if name == "lucidrains simple":
@@ -303,7 +303,7 @@ def loaded(path: object, name: str, own: object = None) -> torch.nn.Module:
 
 
 def inferred(path: object, name: str) -> object:
-    """The row that the file tells, with what it does not."""
+    """Return the row inferred from the file, completed with what it does not show."""
     with OpenedCheckpoint(path) as opened:
         untold = {"num_heads": 2, "mlp_dim": 48, "img_size": 28, "gelu": FILES[name][1].gelu}
         return architecture(**untold | opened.row | opened.computed)
@@ -311,7 +311,7 @@ def inferred(path: object, name: str) -> object:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_in_each_program_s_names(tmp_path, name):
-    """Every array arrives where it belongs, in the model that the file itself tells."""
+    """Every array is loaded to its place, in the model inferred from the file."""
     model, arrays = file_of(name)
     path = saved(tmp_path / "x.pth", {"state_dict": {f"net.{theirs}": value for theirs, value in arrays.items()}})
     own = FILES[name][1]
@@ -328,7 +328,7 @@ def test_files_in_each_program_s_names(tmp_path, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_array_too_few_or_too_many_is_an_error(tmp_path, name):
-    """Whichever it is, for the row that the damaged file tells too."""
+    """Whichever array it is, also for the row inferred from the damaged file."""
     path, (_, arrays) = tmp_path / "x.pth", file_of(name)
     second_block = re.compile(r"layers?\.1\.")
     needed = [theirs for theirs in arrays if not theirs.endswith(tuple(FILES[name][2])) and not second_block.search(theirs)]
@@ -352,22 +352,22 @@ def test_an_array_of_another_shape_is_an_error(tmp_path, name):
 NAMES = {"DINOv2": tower_names.dinov2, "TIPSv2": tower_names.dinov2, "DINOv3": tower_names.dinov3, "EUPE": tower_names.dinov3,
          "LingBot": tower_names.dinov3, "SigLIP": tower_names.vision_tower, "CLIP": tower_names.vision_tower,
          "OpenCLIP": tower_names.vision_tower, "AIMv2": tower_names.aimv2}
-# Their arrays are those of another row, that computes alike and sees images otherwise.
+# Rows with the arrays of another row that computes the same, for images that are normalized or resized differently.
 ALIKE = {"EUPE-S_16": "DINOv3-S_16-qkvb", "EUPE-B_16": "DINOv3-B_16-qkvb", "LingBot-S_16": "DINOv3-S_16-qkvb",
          "LingBot-B_16": "DINOv3-B_16-qkvb", "LingBot-L_16": "DINOv3-L_16-qkvb"}
-# Whether the GELU is OpenAI's quick form is in no array.
+# No array shows whether the GELU is OpenAI's quick form.
 CLIP_TWINS = ("B_32", "B_16", "L_14", "H_14", "bigG_14")
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
+def test_weights_of_published_sizes_give_their_row_or_are_refused(family):
     for name in [name for name in MODELS if name.partition("-")[0] == family]:
         with torch.device("meta"):
             state = create_model(name, 3).state_dict()
             file = header_of(NAMES[family]({ours: value for ours, value in state.items() if not ours.startswith("head.")}))
         if family.endswith("CLIP") and name.partition("-")[2] in CLIP_TWINS:
             size = name.partition("-")[2]
-            refused(f"those of CLIP-{size} and OpenCLIP-{size}, which compute", match_row, file)
+            refused(f"fit CLIP-{size} and OpenCLIP-{size}, which compute", match_row, file)
         else:
             assert match_row(file) == (ALIKE.get(name, name), {})
 
@@ -376,7 +376,7 @@ def test_weights_alone_of_published_sizes_tell_their_row_or_are_refused(family):
     ("DINOv3-S_16-qkvb", {}), ("DINOv2-S_14-reg", {}), ("DINOv3-S_16-qkvb", {"registers": 3}),
     ("DINOv3-S_16-qkvb", {"registers": 0}), ("DINOv2-S_14-reg", {"registers": 0, "gelu": "erf"})])
 def test_a_lost_register_is_an_error(name, said):
-    """Of weights alone, whose sizes are published; a config.json may say that there are three, or none in an empty array."""
+    """For weights of published sizes without a config.json, which may say that there are three, or none in an empty array."""
     with torch.device("meta"):
         state = {ours: value for ours, value in create_model(name, 3).state_dict().items() if not ours.startswith("head.")}
         state["reg_token"] = state["reg_token"][:, :said.get("registers", 3)]
@@ -385,7 +385,7 @@ def test_a_lost_register_is_an_error(name, said):
         assert match_row(file)[1].get("registers", 0) == said["registers"]
         assert any("register_tokens" in one for one in file.layout.all) == (said["registers"] > 0)
     else:
-        refused(f"x.pth: it has 3 registers, and {name}, of its sizes, has 4", match_row, file)
+        refused(f"x.pth: it has 3 registers, but {name}, which has its sizes, has 4", match_row, file)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
@@ -393,8 +393,8 @@ def test_a_lost_register_is_an_error(name, said):
     "gelu": "erf", "classifier": "attention", "pool_heads": 4, "rope": "pe", "rope_grid": 4}], ids=["clip", "pe"])
 @torch.inference_mode()
 def test_files_of_clip_s_program(tmp_path, keys, prefix):
-    """OpenAI's, OpenCLIP's and MetaCLIP's, and those of Meta's PE. The way to the space of images and texts is left out, and the
-    text tower."""
+    """OpenAI's, OpenCLIP's and MetaCLIP's, and those of Meta's PE. The projection to the space of images and texts and the text
+    tower are not used."""
     own = row(**CLIP_ROW, **keys)
     model, images = random_model(own, 3).eval(), torch.randn(1, 3, 28, 28)
     path = saved(tmp_path / "x.pt", {"state_dict": tower_names.openai(model.state_dict(), prefix)})
@@ -404,13 +404,13 @@ def test_files_of_clip_s_program(tmp_path, keys, prefix):
     assert len(left_out) == 6 and "proj" in left_out and any(name.endswith("token_embedding.weight") for name in left_out)
     with OpenedCheckpoint(path) as opened:
         assert all(opened.row[key] == own[key] for key in ARRAYS) and opened.row["img_size"] == 28
-        assert "gelu" not in opened.computed                  # no array says it: the row does
+        assert "gelu" not in opened.computed                  # no array shows it; the row decides
 
 
 @pytest.mark.parametrize("prefix", ["visual.trunk.", "module.visual.trunk.", "visual."])
 def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
-    """Behind `visual.trunk.`, or as EVA's own program has them behind `visual.`; the text tower and what joins the two are left
-    out."""
+    """After `visual.trunk.`, or as in EVA's own program after `visual.`; the text tower and the projections are not
+    used."""
     own = row(positions="patches", class_token=False, classifier="attention")
     state = {prefix + name: value for name, value in random_model(own, 3).state_dict().items() if not name.startswith("head.")}
     beside = {f"{prefix.partition('visual.')[0]}{name}": torch.ones(2) for name in (
@@ -420,18 +420,18 @@ def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
     assert sorted(found.load_report.left_out) == sorted(beside)
 
 
-def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path):
+def test_a_torchscript_program_is_refused_and_its_weights_are_named(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "ViT-B-32.pt")
-    refused("ViT-B-32.pt: a program of TorchScript.*openai/clip-vit-base-patch32", create_model, row(),
+    refused("ViT-B-32.pt: a TorchScript program.*openai/clip-vit-base-patch32", create_model, row(),
             pretrained=tmp_path / "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("names, message", [
     (["text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.weight", "logit_scale"],
-     "it is a text tower alone"),
+     "it is only the text tower"),
     (["token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight", "ln_final.weight"],
-     "it is a text tower alone"),
-    (["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"], "it is a model of text"),
+     "it is only the text tower"),
+    (["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"], "it is a model for text"),
     (["visual.conv1.weight", "visual.layer1.0.conv1.weight", "transformer.resblocks.0.ln_1.weight"],
      "it is the ResNet of a CLIP"),
     (["embeddings.patch_embeddings.weight", "layer.0.layer_scale1.lambda1"], "lacks embeddings.cls_token, .* file of DINOv3 has"),
@@ -444,27 +444,27 @@ def test_a_program_of_torchscript_is_refused_with_where_the_weights_are(tmp_path
     (["beit.embeddings.patch_embeddings.projection.weight", "beit.encoder.layer.0.lambda_1"],
      "it is a model with relative positions"),
 ])
-def test_what_is_no_such_file_is_named_for_what_it_is(tmp_path, names, message):
+def test_other_files_are_refused_by_name(tmp_path, names, message):
     path = saved(tmp_path / "x.pth", {name: torch.ones(2) for name in names})
     refused(f"x.pth: {message}", create_model, row(), pretrained=path)
 
 
 def test_attention_of_another_width_than_the_tokens_is_refused(tmp_path):
-    """lucidrains' dim_head times heads may be any number."""
+    """lucidrains' dim_head times heads can be any number."""
     _, arrays = file_of("lucidrains")
     for name in [name for name in arrays if "to_qkv" in name]:
         arrays[name] = torch.ones(3 * 32, 24)
-    refused("its attention is 32 wide and its tokens are 24, as in no model here", loaded, saved(tmp_path / "x.pt", arrays),
+    refused("its attention has width 32 and its tokens have width 24", loaded, saved(tmp_path / "x.pt", arrays),
             "lucidrains")
 
 
-def test_a_file_that_was_cut_off(tmp_path):
+def test_a_file_that_was_cut_off_is_reported(tmp_path):
     save_file(file_of("siglip")[1], tmp_path / "x.safetensors")
     whole = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(whole[:-100])
     refused("x.safetensors: ", loaded, tmp_path / "x.safetensors", "siglip")
 
 
-def test_a_note_says_what_lucidrains_head_is_taken_to_read(tmp_path):
+def test_a_note_says_what_lucidrains_head_is_assumed_to_read(tmp_path):
     report = loaded(saved(tmp_path / "x.pt", file_of("lucidrains 2021")[1]), "lucidrains 2021").load_report
     assert any("if it was made with pool='cls', which the file does not say" in note for note in report.notes)

@@ -1,4 +1,4 @@
-"""Members of zip archives: read by position, compared with their check sums; damage is one of the errors named."""
+"""Members of zip archives: read by position, compared with their checksums; damage raises an error of DAMAGE."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def read_all(path: Path, verify: bool = True) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_members_come_back(tmp_path, method):
+def test_members_are_read_exactly(tmp_path, method):
     assert read_all(archive(tmp_path / "x", MEMBERS, compression=method)) == MEMBERS
 
 
@@ -65,14 +65,14 @@ def test_damage_is_an_error(tmp_path, content, message):
         read_all(tmp_path / "x")
 
 
-def test_check_sums_are_compared_if_asked(tmp_path):
+def test_checksums_are_compared_on_request(tmp_path):
     path = archive(tmp_path / "x", {"name": b"content"})
     path.write_bytes(changed(path.read_bytes(), 34, "1s", b"C"))
     assert read_all(path, verify=False) == {"name": b"Content"}
 
 
-def test_file_that_is_cut_off_while_it_is_read(tmp_path):
-    """Is an error; a mapping of it would end the process."""
+def test_a_file_cut_off_while_it_is_read_is_an_error(tmp_path):
+    """A mapping of the file would crash the process."""
     path = archive(tmp_path / "x", MEMBERS)
     with open(path, "rb") as stream:
         opened = Archive(stream)

@@ -1,14 +1,14 @@
-"""The editor of attention as a web application: addresses, what is refused, and the server.
+"""The editor of attention as a web application: the addresses, the refusals, and the server.
 
 The page is page/; a `Session` (session.py) answers its requests. All of them pass `Guard`, because any page that the user
-has open may send requests to a port of this machine: only requests for this host from the editor's own page are met. That
-prevents DNS rebinding too, where the Host header names the foreign page's host.
+has open may send requests to a port of this machine: only requests for this host from the editor's own page are answered. This
+also prevents DNS rebinding, where the Host header names the foreign page's host.
 
     GET  /, and the files of the page
-    GET  /api/state                                         what holds for all images, and progress
+    GET  /api/state                                         facts about all images, and the progress
     GET  /api/find?filter=edited&start=17&step=1            the next image of a filter
     GET  /api/images/{number}                               image, edit, revision, maps, prediction
-    GET  /api/images/{number}/pixels.png                    the image as the model sees it
+    GET  /api/images/{number}/pixels.png                    the part of the image that the model sees, in its own pixels
     PUT  /api/images/{number}/edit                          {"image": name, "revision": "...", "values": rows of 0..1 or null,
                                                              "checksum": of the picture that was painted on; optional}
 """
@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import numpy as np
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -71,7 +70,7 @@ class SentEdit(NamedTuple):
 
 
 class ServerError(ValueError):
-    """A server that cannot be started; the message is one line."""
+    """Raised when the server cannot be started."""
 
     exit_code = 2
 
@@ -80,7 +79,7 @@ class ServerError(ValueError):
 
 
 def application(session: Session, host: str = "127.0.0.1") -> "Guard":
-    """The ASGI application. `host` is the address that it is served at, and one that requests may be for."""
+    """Returns the ASGI application. `host` is the address at which it is served; requests may be for this host."""
     routes = [Route(address, partial(_file, *file)) for address, file in FILES.items()]
     routes += [Route("/api/state", lambda request: JSONResponse(session.state())), Route("/api/find", partial(_find, session)),
                Route("/api/images/{number}", partial(_image, session)),
@@ -91,7 +90,7 @@ def application(session: Session, host: str = "127.0.0.1") -> "Guard":
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """The page tries again after an error of the disk, which may get room."""
+    """After an error of the disk (507) the page tries again: there may be room later."""
     if isinstance(error, OSError):
         return JSONResponse({"error": f"{error.filename or 'the disk'}: {error.strerror or error}"}, 507)
     status = 422 if isinstance(error, ImageError) else 507 if isinstance(error, EditError) else error.status
@@ -126,7 +125,7 @@ def _image(session: Session, request: Request) -> Response:
 
 def _pixels(session: Session, request: Request) -> Response:
     stream = io.BytesIO()
-    Image.fromarray(session.gallery.pixels(_index(session, request))).save(stream, "PNG", compress_level=1)
+    session.gallery.picture(_index(session, request)).save(stream, "PNG", compress_level=1)
     return Response(stream.getvalue(), media_type="image/png")
 
 
@@ -141,15 +140,15 @@ async def _edit(session: Session, request: Request) -> Response:
         return Response(status_code=400)
     sent = read_edit(body, (h, w))
     if sent.image != session.gallery.name(index):
-        raise Refusal(422, f"image {index} is {session.gallery.name(index)} here: the page is of other images, reload it")
+        raise Refusal(422, f"image {index} is {session.gallery.name(index)} here: the page shows other images. Reload it")
     return await run_in_threadpool(_saved, session, index, sent)
 
 
 def _saved(session: Session, index: int, sent: SentEdit) -> Response:
-    """On the disk before it is answered."""
+    """Saves the edit to the disk before it answers."""
     with contextlib.suppress(ImageError):
         if sent.checksum and sent.checksum != session.gallery.checksum(index):
-            raise Refusal(422, "the picture was replaced after it was shown: reload the page; your next stroke saves it all")
+            raise Refusal(422, "the picture was replaced after it was shown. Reload the page; your next stroke saves everything")
     saved = session.save(index, sent.revision, sent.values, sent.edited)
     if saved is None:
         return JSONResponse({"error": "the edit was changed elsewhere"} | session.image(index), 409)
@@ -157,7 +156,7 @@ def _saved(session: Session, index: int, sent: SentEdit) -> Response:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """Whatever Content-Length claims, no more than `limit` bytes are kept."""
+    """Reads at most `limit` bytes, whatever Content-Length claims. Raises Refusal."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -171,7 +170,7 @@ def read_edit(body: bytes, grid: tuple[int, int]) -> SentEdit:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "the edit is no JSON") from error
+        raise Refusal(400, "the edit is not JSON") from error
     texts = {name: content.pop(name, "" if name == "checksum" else None) for name in ("image", "checksum", "revision")
              } if isinstance(content, dict) else {}
     if not texts or content.keys() != {"values"} or not all(isinstance(text, str) for text in texts.values()):
@@ -184,7 +183,7 @@ def read_edit(body: bytes, grid: tuple[int, int]) -> SentEdit:
 
 
 class Guard:
-    """Refuses requests for another host and changes asked for by other pages; puts the headers on every answer."""
+    """Refuses requests for another host or from other pages; adds the headers to every answer."""
 
     def __init__(self, app, host: str):
         self.app, self.host = app, host.lower()
@@ -206,7 +205,7 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self.serves(re.sub(r":\d+$", "", host).strip("[]").lower()):
             return 400, "this server is not for that host"
-        # A link from elsewhere to the page is harmless; what other pages load or send is not.
+        # A link from another page to this one is harmless; what other pages load or send is not.
         site, origin = headers.get("sec-fetch-site", "same-origin"), headers.get("origin", f"http://{host}")
         followed = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if not followed and (site not in ("same-origin", "none") or origin.lower() != f"http://{host}".lower()):
@@ -218,7 +217,7 @@ class Guard:
             return True
         if self.host not in EVERYWHERE:
             return False
-        # Served on every address: an address cannot be rebound to another machine, a name other than our own can.
+        # The server listens on every address. An address cannot be rebound to another machine; a name can, except our own.
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(host))
         name = socket.gethostname().lower()
@@ -229,36 +228,36 @@ class Guard:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises ServerError."""
+    """Returns a listening socket; port 0: any free port. Raises ServerError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, UnicodeError, OverflowError) as error:
         reason, code = getattr(error, "strerror", None) or error, getattr(error, "errno", None)
-        advice = "127.0.0.1 is this machine alone, 0.0.0.0 every address of it"
+        advice = "--host 127.0.0.1 is for this machine only, --host 0.0.0.0 for all its addresses"
         if code in (errno.EADDRINUSE, errno.EACCES):
-            advice = "--port 0 takes any that is free"
-        raise ServerError(f"cannot listen on --host {host} --port {port}: {reason}; {advice}") from error
+            advice = "Use --port 0 for any free port"
+        raise ServerError(f"--host {host} --port {port}: cannot listen there: {reason}. {advice}") from error
 
 
 def announce(listening: socket.socket) -> str:
-    """Where a browser finds the page, on this machine first; warns if others can reach it."""
+    """Returns the addresses of the page, this machine's first; warns if other machines can reach it."""
     host, port = listening.getsockname()[:2]
     hosts = [host]
     if host in EVERYWHERE:
         hosts = ["::1" if ":" in host else "127.0.0.1", socket.gethostname()]
-        # The address from which this machine reaches others; nothing is sent. The addresses are those of RFC 5737 and RFC 3849.
+        # Finds the address from which this machine reaches others; nothing is sent. RFC 5737 and RFC 3849 reserve the addresses.
         with contextlib.suppress(OSError), socket.socket(listening.family, socket.SOCK_DGRAM) as probe:
             probe.connect(("2001:db8::1" if ":" in host else "192.0.2.1", 9))
             hosts.append(probe.getsockname()[0])
     if host not in LOOPBACK:
-        print(f"warning: --host {host}: whoever can reach this machine can see these images and change their edits",
+        print(f"warning: --host {host}: everyone who can reach this machine can see these images and change their edits",
               file=sys.stderr)
     return " or ".join(f"http://{f'[{name}]' if ':' in name else name}:{port}/" for name in hosts)
 
 
 def server(session: Session, host: str) -> uvicorn.Server:
-    """h11 in plain Python is fast enough for one person, and installs everywhere."""
+    """Returns the server. It uses h11, which is plain Python: fast enough for one person, and installs everywhere."""
     return uvicorn.Server(uvicorn.Config(
         application(session, host), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
         http="h11", limit_concurrency=64, timeout_graceful_shutdown=3))
@@ -272,7 +271,7 @@ def serve(session: Session, listening: socket.socket, host: str) -> None:
 
 @contextlib.contextmanager
 def searching(session: Session) -> Iterator[None]:
-    """Searches for misclassified images in the background."""
+    """Searches for misclassified images in a thread during the block."""
     stop = threading.Event()
     thread = threading.Thread(target=session.search, args=(stop,), daemon=True)
     thread.start()

@@ -1,8 +1,8 @@
 """The images of an editing session: the model's predictions, the edits on the disk, the search for misclassified images.
 
-It depends neither on the model, which annotate.py passes as the functions of a `Gallery`, nor on the web (server.py). The
-state is in the folder of edits alone, so that two pages, two sessions, `git pull` and a restart all see the same. A
-revision is a digest of the file: saving on top of another content than the current one is a conflict and writes nothing.
+It imports neither the model, which annotate.py passes as the functions of a `Gallery`, nor the server (server.py). The only state
+is the folder of edits, so that two pages, two sessions, `git pull` and a restart all see the same. A revision is a digest of the
+file: saving over a revision that is not the current one is a conflict and writes nothing.
 
 Shapes: C classes, (h, w) grid.
 """
@@ -18,12 +18,13 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from utils.attention import edits
 from utils.data.splits import ImageError
 
 FILTERS = ("all", "misclassified", "edited", "unedited")
-UNKNOWN, UNREADABLE = -1, -2             # in place of a label
+UNKNOWN, UNREADABLE = -1, -2             # instead of a label
 TOP = 5
 QUIET = 0.3                              # seconds without a request before the search continues
 LARGEST_BATCH, BATCH_SECONDS = 64, 0.1
@@ -51,22 +52,22 @@ class Gallery:
     name: Callable[[int], str]
     checksum: Callable[[int], str]
     region: Callable[[int], tuple[float, float, float, float]]
-    pixels: Callable[[int], np.ndarray]                     # uint8 (height, width, 3), as the model sees it
+    picture: Callable[[int], Image.Image]                   # what the model sees, in the image's own pixels
     predict_with_attention: Callable[..., Prediction]       # (index), or (index, values (h, w), edited (h, w) bool)
-    predict: Callable[[list[int]], list[int]]               # labels; UNREADABLE for an image that is not
+    predict: Callable[[list[int]], list[int]]               # labels; UNREADABLE for an image that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """The file of an image in the folder of edits."""
 
-    revision: str                   # "" where there is no file
+    revision: str                   # "" if there is no file
     edit: edits.Edit | None
-    problem: str = ""               # one line, where the file is no edit of this image
+    problem: str = ""               # one line, if the file is not an edit of this image
 
 
 class Session:
-    """Its methods may be called from several threads."""
+    """The methods may be called from several threads."""
 
     def __init__(self, gallery: Gallery, folder: Path, who: str = ""):
         self.gallery, self.folder, self.who = gallery, Path(folder), who
@@ -88,7 +89,7 @@ class Session:
                 "size": list(gallery.img_size), "identity": identity, "counts": self.counts()}
 
     def counts(self) -> dict:
-        """The numbers of images: all, edited, predicted, unreadable, misclassified."""
+        """Returns the numbers of images: all, edited, predicted, unreadable, misclassified."""
         return {"images": len(self.predicted), "edited": int(self.edited.sum()),
                 "looked_at": int((self.predicted != UNKNOWN).sum()), "unreadable": int((self.predicted == UNREADABLE).sum()),
                 "misclassified": int(self._members("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
@@ -99,9 +100,10 @@ class Session:
         return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
 
     def find(self, kind: str, start: int, step: int) -> dict:
-        """The next (step 1) or previous (-1) image of a filter from `start`; 0: `start` itself, else the next, else the last.
+        """Finds the next (step 1) or previous (-1) image of a filter from `start`; step 0: `start` itself, or else the next, or
+        else the last.
 
-        -> {"index": or None, "position": of it among them, from 0, "total": how many}
+        Returns {"index": the image or None, "position": its position in the filter, from 0, "total": the images of the filter}.
         """
         members = np.flatnonzero(self._members(kind))
         place = int(np.searchsorted(members, start, "right" if step > 0 else "left")) - (step < 0)
@@ -111,7 +113,7 @@ class Session:
         return {"index": found, "position": place, "total": len(members)}
 
     def image(self, index: int) -> dict:
-        """All that the page shows of an image; "unreadable" and "problem": what is wrong with it or with its edit."""
+        """Returns all that the page shows of an image; "unreadable" and "problem": what is wrong with it or with its edit."""
         gallery, stored = self.gallery, self._stored(index)
         answer = {"index": index, "name": gallery.name(index), "label": self._class(gallery.labels[index]), "note": "",
                   "revision": stored.revision, "problem": stored.problem, "values": None, "who": "", "when": ""}
@@ -124,12 +126,12 @@ class Session:
             return answer | {"unreadable": str(error), "counts": self.counts()}
         if edit is not stored.edit:
             shape = " x ".join(map(str, stored.edit.values.shape))
-            answer |= {"values": edits.rows_of(edit), "note": f"this edit was made on {shape} patches, or of another crop; "
-                                                      "it is shown, and will be saved, on the patches of this model"}
+            answer |= {"values": edits.rows_of(edit), "note": f"this edit was made on {shape} patches, or on another crop. "
+                                                      "It is shown, and will be saved, on the patches of this model"}
         return answer | self.outcome(index, edit.values, edit.edited)
 
     def outcome(self, index: int, values: np.ndarray | None = None, edited: np.ndarray | None = None) -> dict:
-        """The model's output for an image, without an edit ("own") and under an edit ("now")."""
+        """Returns the model's output for an image without an edit ("own") and with an edit ("now")."""
         try:
             with self._request():
                 own = self.gallery.predict_with_attention(index)
@@ -170,13 +172,14 @@ class Session:
         except (edits.EditError, ImageError) as error:
             return Stored(revision, None, str(error))
         if edit.checksum != checksum or edit.image != self.gallery.name(index):
-            return Stored(revision, None, f"{path}: the edit of another image: the image here has changed, or the file was moved")
+            return Stored(revision, None, f"{path}: the edit is of another image: the image has changed, or the file was moved")
         return Stored(revision, edit)
 
     def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
-        """Save an edit to the disk -> {"revision"}; None, and nothing is written, if the file is not `revision` any more.
+        """Saves an edit to the disk and returns {"revision"}. Returns None and writes nothing if the file's revision is not
+        `revision` any more.
 
-        Without an edited patch the file is removed. A file that is no edit of this image is kept as NAME.json.damaged.
+        Without an edited patch the file is removed. A file that is not an edit of this image is kept as NAME.json.damaged.
         Raises ImageError, and EditError or OSError for errors of the disk.
         """
         path = edits.path_of(self.folder, self.gallery.name(index))
@@ -199,7 +202,7 @@ class Session:
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[None]:
-        """The search pauses within, and shortly after."""
+        """Pauses the search during the block and shortly after."""
         with self._count:
             self._busy += 1
         try:
@@ -210,7 +213,7 @@ class Session:
             self._last = time.monotonic()
 
     def search(self, stop: threading.Event) -> None:
-        """Predict every image, in batches of about a tenth of a second, and only while there are no requests."""
+        """Predicts every image, in batches of about a tenth of a second, and only while there are no requests."""
         size, index = 1, 0
         while index < len(self.predicted):
             while self._busy or time.monotonic() - self._last < QUIET:
@@ -227,7 +230,7 @@ class Session:
 
 
 def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
-    """Resample the edit to the patches of `grid` over `region`: each takes the edit's value at its center."""
+    """Resamples the edit to the patches of `grid` over `region`: each gets the edit's value at its center."""
     if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
         return edit
     places, inside = [], []

@@ -1,21 +1,37 @@
-// Draws the image with its map, the edited region, and the cursor. Knows patches, nothing of edits or servers.
+// Draws the image with its map, the edited region, and the cursor. It knows patches, but neither edits nor servers.
 
 // Viridis (Smith and van der Walt, CC0) at nine equal steps.
 const COLOURS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128], [94, 201, 98],
   [173, 220, 48], [253, 231, 37]];
 
-export function colour(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (COLOURS.length - 1);
+const FAINTEST = 0.15;                  // of the opacity, at the value 0: the picture stays visible where the map is low
+const SMOOTH = 24;                      // pixels of a side from which an enlarged picture is smoothed; digits stay squares
+
+const within = (ratio) => Math.min(Math.max(ratio, 0), 1);
+
+export function colour(ratio) {
+  const place = within(ratio) * (COLOURS.length - 1);
   const low = Math.min(Math.floor(place), COLOURS.length - 2);
   const mixed = COLOURS[low].map((part, i) => Math.round(part + (COLOURS[low + 1][i] - part) * (place - low)));
   return `rgb(${mixed.join(" ")})`;
 }
 
-export function drawScale(canvas) {
+const alphaOf = (ratio, opacity) => opacity * (FAINTEST + (1 - FAINTEST) * within(ratio));
+
+// The scale has the map's opacity, over black and white.
+export function drawScale(canvas, opacity) {
   const pen = canvas.getContext("2d");
-  for (let x = 0; x < canvas.width; x++) {
-    pen.fillStyle = colour(x / (canvas.width - 1));
-    pen.fillRect(x, 0, 1, 1);
+  const [width, height] = [canvas.width, canvas.height];
+  pen.globalAlpha = 1;
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, width, height / 2);
+  pen.fillStyle = "#000";
+  pen.fillRect(0, height / 2, width, height / 2);
+  for (let x = 0; x < width; x++) {
+    const ratio = x / (width - 1);
+    pen.globalAlpha = alphaOf(ratio, opacity);
+    pen.fillStyle = colour(ratio);
+    pen.fillRect(x, 0, 1, height);
   }
 }
 
@@ -25,7 +41,7 @@ export class Board {
     this.pen = canvas.getContext("2d");
   }
 
-  // Whole pixels a patch, as large as fits.
+  // As large as fits, with whole pixels for each patch.
   fit(width, height) {
     this.cell = Math.max(Math.floor(Math.min(width / this.columns, height / this.rows)), 3);
     const sharp = window.devicePixelRatio || 1;
@@ -37,13 +53,13 @@ export class Board {
     this.pen.setTransform(this.canvas.width / across, 0, 0, this.canvas.height / down, 0, 0);
   }
 
-  // Where a pointer is, in patches from the top left corner: [row, column], not whole numbers.
+  // The pointer's position in patches from the top left corner: [row, column], not rounded.
   place(event) {
     const box = this.canvas.getBoundingClientRect();
     return [(event.clientY - box.top) / box.height * this.rows, (event.clientX - box.left) / box.width * this.columns];
   }
 
-  // The patches under a brush: size x size around a place.
+  // The patches under a brush: size x size around a position.
   under([row, column], size) {
     const [top, left] = [Math.floor(row - (size - 1) / 2), Math.floor(column - (size - 1) / 2)];
     const found = [];
@@ -53,18 +69,20 @@ export class Board {
     return found;
   }
 
-  // image: or null; map: values by patch or null, with the value that is the end of the scale; values: edit by patch, null where
-  // there is none; brush: patches that are outlined.
+  // image: or null; map: values by patch or null, and the value at the end of its scale; values: the edit by patch, null where there
+  // is none; brush: the patches to outline.
   draw({image, map, end, opacity, values, brush}) {
     const {pen, cell, rows, columns} = this;
     const [width, height] = [cell * columns, cell * rows];
     pen.clearRect(0, 0, width, height);
-    pen.imageSmoothingEnabled = false;
+    pen.imageSmoothingEnabled = Boolean(image) && Math.max(image.naturalWidth, image.naturalHeight) >= SMOOTH;
+    pen.imageSmoothingQuality = "high";
     if (image) pen.drawImage(image, 0, 0, width, height);
     if (map) {
-      pen.globalAlpha = opacity;
       map.forEach((value, patch) => {
-        pen.fillStyle = colour(end > 0 ? value / end : 0);
+        const ratio = end > 0 ? value / end : 0;
+        pen.globalAlpha = alphaOf(ratio, opacity);
+        pen.fillStyle = colour(ratio);
         pen.fillRect(patch % columns * cell, Math.floor(patch / columns) * cell, cell, cell);
       });
       pen.globalAlpha = 1;
@@ -95,7 +113,7 @@ export class Board {
     for (const patch of patches) {
       const [y, x] = [Math.floor(patch / columns), patch % columns];
       const [top, left, bottom, right] = [y * cell, x * cell, (y + 1) * cell, (x + 1) * cell];
-      // Within the picture, where its own border is one.
+      // At the border of the picture the line is drawn inside it.
       const [low, high] = [(at) => Math.max(at, 1.5), (at, most) => Math.min(at, most - 1.5)];
       const [t, l, b, r] = [low(top), low(left), high(bottom, cell * rows), high(right, cell * columns)];
       if (!inside(y - 1, x)) { pen.moveTo(l, t); pen.lineTo(r, t); }

@@ -1,4 +1,4 @@
-// The page: what is shown, and what a person does with it. Saving is saving.js, the canvas drawing.js.
+// The page: what it shows, and what a person does with it. saving.js saves, drawing.js draws the canvas.
 
 import {Board, drawScale} from "./drawing.js";
 import {Saver, ask, flat, same} from "./saving.js";
@@ -11,7 +11,7 @@ const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`)
 const choose = (name, value) => { document.querySelector(`input[name="${name}"][value="${value}"]`).checked = true; };
 const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const whole = (number) => number.toLocaleString("en");
-const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const percent = (ratio) => `${(100 * ratio).toFixed(1)}%`;
 const small = (number) => number === 0 || number === 1 ? `${number}` : number.toPrecision(3);
 
 let facts, board, saver, shown = null, image = null, showing = 0, stroke = null, hover = null, cursor = null, waiting = "";
@@ -19,7 +19,6 @@ let facts, board, saver, shown = null, image = null, showing = 0, stroke = null,
 // ------------------------------------------------------------------------------------------------------------ beginning
 
 async function begin() {
-  drawScale(at("scale"));
   facts = (await askUntilAnswered("api/state", "the page")).body;
   const [rows, columns] = facts.grid;
   at("title").textContent = facts.title;
@@ -39,7 +38,7 @@ async function begin() {
   poll();
 }
 
-// Repeats until the server answers; null if another image is wanted by then.
+// Asks again until the server answers. Returns null if another image is wanted meanwhile.
 async function askUntilAnswered(address, what, wanted = () => true) {
   for (let delay = 300; wanted(); delay = Math.min(2 * delay, 3000)) {
     try {
@@ -51,7 +50,7 @@ async function askUntilAnswered(address, what, wanted = () => true) {
       showMessage(`Cannot load ${what}: ${answer.body.error}`);
       if (answer.status < 500) return null;
     } catch {
-      showMessage(`Cannot load ${what}: the server is away. Trying again.`);
+      showMessage(`Cannot load ${what}: the server does not answer. Trying again.`);
     }
     await wait(delay);
   }
@@ -65,14 +64,14 @@ async function poll() {
     let answer;
     try { answer = await ask("api/state"); } catch { answer = null; }
     if (!answer || answer.status !== 200) {
-      saver.away = saver.away || "the server is away";
+      saver.away = saver.away || "the server does not answer";
       showSaved();
       continue;
     }
     saver.reached();
     const now = answer.body;
     if (["identity", "grid", "facts"].some((key) => JSON.stringify(now[key]) !== JSON.stringify(facts[key]))) {
-      showMessage("The server now serves another model or other images: reload the page.");
+      showMessage("The server now shows another model or other images. Reload the page.");
     }
     showCounts(now.counts);
     showSaved();
@@ -111,10 +110,10 @@ async function show(index) {
   if (!wanted()) return;
   const record = saver.record(index, body.name);
   if (record.name !== body.name) {
-    showMessage(`Image ${index + 1} is ${body.name} now, it was ${record.name}: the server serves other images. Reload the page.`);
+    showMessage(`Image ${index + 1} is now ${body.name}; it was ${record.name}. The server shows other images. Reload the page.`);
     return;
   }
-  // What is on its way to the server, or came there meanwhile, is newer than this answer.
+  // A change that is on its way to the server, or has arrived there meanwhile, is newer than this answer.
   if (!record.dirty && record.confirmed === untouched[0] && !untouched[1]) {
     const theirs = flat(body.values, record.values.length);
     if (record.view && !same(record.values, theirs)) record.undo.push(record.values);
@@ -127,7 +126,7 @@ async function show(index) {
   saver.see(record);
   showConflicts();
   showMessage([body.unreadable && `This image cannot be shown: ${body.unreadable}`,
-    body.problem && `Its edit on the disk cannot be used: ${body.problem}. A new edit takes its place; the file is kept as `
+    body.problem && `Its edit on the disk cannot be used: ${body.problem}. A new edit replaces it; the file is kept as `
       + "….damaged.", body.note && `Note: ${body.note}.`].filter(Boolean).join(" "));
   at("name").textContent = body.name;
   fit();
@@ -136,11 +135,11 @@ async function show(index) {
   await showPlace();
 }
 
-// The image, or null if it cannot be loaded.
+// Returns the picture, or null if another image is wanted meanwhile.
 async function load(source, what, wanted) {
   for (let attempt = 0; wanted(); attempt++) {
     const picture = new Image();
-    picture.src = `${source}.${attempt}`;                   // an address of its own: the file may be another by now
+    picture.src = `${source}.${attempt}`;                   // never the same address twice: the file may have changed
     try {
       await picture.decode();
       return picture;
@@ -163,24 +162,24 @@ async function go(step) {
   const found = await find(step);
   const kind = at("filter").selectedOptions[0].text;
   if (found.index !== null) await show(found.index);
-  else showMessage(`No ${step > 0 ? "further" : "earlier"} image${kind === "all" ? "" : ` is ${kind}`}.`);
+  else showMessage(`No ${step > 0 ? "later" : "earlier"} image${kind === "all" ? "" : ` is ${kind}`}.`);
 }
 
 async function showPlace() {
   const kind = at("filter").value;
-  const name = at("filter").selectedOptions[0].text;
   if (kind === "all") { at("place").textContent = ""; return; }
   const found = await find(0);
   if (kind !== at("filter").value || !shown) return;
-  at("place").textContent = found.index === shown.index ? `${whole(found.position + 1)} of ${whole(found.total)} ${name}`
-    : `${whole(found.total || 0)} ${name}`;
+  const total = whole(found.total || 0);
+  at("place").textContent = found.index === shown.index ? `${whole(found.position + 1)} of ${total}`
+    : found.total ? `this image is not among the ${total}` : "0";
 }
 
 async function filterChanged() {
   const found = await find(0);
   if (found.index !== null) { await show(found.index); return; }
   const {looked_at: looked, images} = facts.counts;
-  const yet = at("filter").value === "misclassified" && looked < images ? ` yet: ${whole(looked)} of ${whole(images)} looked at` : "";
+  const yet = at("filter").value === "misclassified" && looked < images ? ` so far: ${whole(looked)} of ${whole(images)} were predicted` : "";
   showMessage(`No image is ${at("filter").selectedOptions[0].text}${yet}.`);
   if (shown) history.replaceState(null, "", address(shown.index));
   await showPlace();
@@ -207,7 +206,7 @@ function showSaved() {
   const many = unsaved.length > 1 ? ` (${unsaved.length} images)` : "";
   let [state, text] = ["saved", "saved"];
   if (refused) [state, text] = ["failed", `not saved: image ${refused.index + 1}: ${refused.error}`];
-  else if (saver.away) [state, text] = ["failed", `${unsaved.length ? "not saved" : "no connection"}${many}: ${saver.away}, trying again`];
+  else if (saver.away) [state, text] = ["failed", `${unsaved.length ? "not saved" : "no connection"}${many}: ${saver.away}; trying again`];
   else if (unsaved.length) [state, text] = ["saving", `saving${many}`];
   at("saved").dataset.state = state;
   if (at("saved").textContent !== text) at("saved").textContent = text;
@@ -215,13 +214,13 @@ function showSaved() {
   if (shown && shown.view && waiting !== lateness()) showView();
 }
 
-// Whether the model has yet to answer what is shown: "late", or "stuck" while nothing comes through.
+// Whether the model's answer to what is shown is missing: "late", or "stuck" while the server cannot be reached.
 function lateness() {
   if (!shown.dirty) return "";
   return saver.away || shown.error ? "stuck" : "late";
 }
 
-// What lost against an edit made elsewhere is shown wherever the person is by now, until the image has been opened.
+// Edits that gave way to an edit made elsewhere are announced at every image, until their own image has been opened.
 function showConflicts() {
   const notices = saver.conflicts().filter((record) => record === shown || !record.seen);
   const state = notices.map((record) => `${record.index}${record === shown ? " here" : ""}`).join();
@@ -229,8 +228,8 @@ function showConflicts() {
   at("conflicts").dataset.state = state;
   at("conflicts").replaceChildren(...notices.map((record) => {
     const [here, number] = [record === shown, record.index + 1];
-    const notice = element("p", `Image ${number} was edited elsewhere, in another tab perhaps: `
-      + (here ? "that edit is shown, yours is kept. " : "that edit holds for now, yours is kept. "));
+    const notice = element("p", `Image ${number} was edited elsewhere, perhaps in another tab. `
+      + (here ? "That edit is shown; yours is kept. " : "That edit is saved; yours is kept. "));
     const buttons = here ? [["Take mine", takeMine], ["Keep that edit", (one) => { saver.giveUp(one); showConflicts(); }]]
       : [[`Open image ${number}`, (one) => show(one.index)], ["Dismiss", (one) => { saver.see(one); showConflicts(); }]];
     for (const [text, action] of buttons) {
@@ -248,15 +247,14 @@ function showCounts(counts) {
   facts.counts = counts;
   const {images, edited, looked_at: looked, misclassified, unreadable, labelled} = counts;
   const parts = [`${whole(edited)} edited`];
-  if (labelled) parts.push(`${whole(misclassified)} misclassified`);
-  if (looked < images) parts.push(`${whole(looked)} of ${whole(images)} looked at`);
+  if (labelled) parts.push(`${whole(misclassified)} misclassified${looked < images ? ` (${whole(looked)} predicted so far)` : ""}`);
   if (unreadable) parts.push(`${whole(unreadable)} unreadable`);
   at("counts").textContent = parts.join(", ");
   at("bar").value = looked / images;
-  at("bar").hidden = looked >= images;
+  at("bar").hidden = !labelled || looked >= images;
 }
 
-// The model's answer to an edit; of an image that is not shown any more it is kept for later.
+// Takes the model's answer to an edit; if the image is not shown any more, the answer is kept for later.
 function takeAnswer(record, body) {
   showCounts(body.counts);
   if (record.view) Object.assign(record.view, {problem: ""}, body);
@@ -268,7 +266,7 @@ function takeAnswer(record, body) {
 }
 
 function takeConflict(record) {
-  if (stroke && stroke.record === record) stroke = null;          // what it was drawn on is not there any more
+  if (stroke && stroke.record === record) stroke = null;          // its picture has been replaced
   showConflicts();
 }
 
@@ -292,7 +290,7 @@ function showView() {
   const {label, predicted, right, top = [], now = null} = shown.view;
   waiting = lateness();
   const [stuck, late] = [waiting === "stuck", waiting ? {class: "late"} : {}];
-  at("label").textContent = label ?? "unknown";
+  at("label").textContent = label ?? "none";
   const line = (which) => {
     if (!now) return [""];
     const [, before, after] = top.find(([name]) => name === predicted[which]);
@@ -301,7 +299,7 @@ function showView() {
     return [`${predicted[which]} (${percent(which ? after : before)})`, ...verdict];
   };
   at("before").replaceChildren(...line(0));
-  at("now").replaceChildren(...(shown.values.every((value) => value === null) ? ["not edited"] : stuck ? ["…"] : line(1)));
+  at("now").replaceChildren(...(shown.values.every((value) => value === null) ? ["no edit yet"] : stuck ? ["…"] : line(1)));
   at("now").className = late.class || "";
   at("top").tBodies[0].replaceChildren(...top.map(([name, before, after]) => {
     const row = element("tr", "", name === label ? {class: "true"} : {});
@@ -344,11 +342,12 @@ function redraw() {
   board.draw({image, map, end, opacity: Number(at("opacity").value), values: shown.values,
     brush: under && board.under(under, Number(chosen("size")))});
   at("board").classList.toggle("idle", !image);
-  at("legend-title").textContent = TITLES[kind] + (kind === "weights" && waiting === "stuck" ? " of what was last saved" : "");
+  drawScale(at("scale"), Number(at("opacity").value));
+  at("legend-title").textContent = TITLES[kind] + (kind === "weights" && waiting === "stuck" ? " of the last saved edit" : "");
   document.querySelector(".scale").hidden = !map;
   at("scale-low").textContent = "0";
   at("scale-high").textContent = map ? small(end) : "";
-  at("readout").textContent = !image ? "No picture, nothing to paint on." : under ? describe(under)
+  at("readout").textContent = !image ? "There is no picture to paint on." : under ? describe(under)
     : "Point at a patch to read its values; drag to paint.";
   at("undo").disabled = !shown.undo.length;
   at("redo").disabled = !shown.redo.length;
@@ -375,7 +374,7 @@ function setValue(value) {
   at("value-shown").textContent = Number(at("value").value).toFixed(2);
 }
 
-// One step that undo takes back.
+// Makes one change, which undo takes back.
 function step(values) {
   if (!shown || !image || same(values, shown.values)) return;
   remember(shown.values);
@@ -419,7 +418,7 @@ function beginStroke(event) {
   extendStroke(event);
 }
 
-// Every patch between the last place and this one, however fast the pointer moved.
+// Paints every patch between the last position and this one, however fast the pointer moved.
 function extendStroke(event) {
   const size = Number(chosen("size"));
   const patches = new Set();
@@ -470,7 +469,7 @@ function listen() {
     if (!saver.keeps && [...saver.unsaved(), ...saver.conflicts()].length) event.preventDefault();
   });
   window.addEventListener("unhandledrejection", (event) => showMessage(`The page has failed: ${event.reason}. Reload it.`));
-  document.addEventListener("visibilitychange", () => {            // another tab may have changed it meanwhile
+  document.addEventListener("visibilitychange", () => {            // another tab may have changed the edit
     if (!document.hidden && shown && !shown.dirty && !stroke) show(shown.index);
   });
   at("previous").addEventListener("click", () => go(-1));

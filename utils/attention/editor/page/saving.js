@@ -1,11 +1,11 @@
-// Brings edits to the server, one request at a time, the latest state of an image next; nothing is lost on the way.
+// Sends edits to the server, one request at a time, always the latest state of an image, and loses none.
 //
-// What the server has not confirmed is in localStorage too, so that a reload, or a browser that was closed, brings it back.
+// localStorage has what the server has not confirmed, so that it survives a reload or a closed browser.
 // A record is one image: {index, name, checksum, revision, values, dirty, sent, confirmed, lost, seen, undo, redo, error, view}.
-// `checksum` is that of the picture that the person has seen. `values` (one a patch, null where the model's own holds) are never
-// changed in place. `sent` are the states that were sent and not confirmed: if the server turns out to hold one of them, its
-// answer was lost on the way, and nobody else has changed anything. `lost` are states that gave way to an edit made elsewhere:
-// they stay until the person has chosen; `seen`: the person has been at the image since.
+// `checksum` is that of the picture that the person saw. `values` (one for each patch, null where the model's own value counts) are
+// never changed in place. `sent` are the states that were sent and not confirmed: if the server has one of them, its answer was lost
+// and nobody else has changed anything. `lost` are states that gave way to an edit made elsewhere: they are kept until the person
+// has chosen; `seen`: the person has opened the image since.
 
 const DELAYS = [300, 700, 1500, 3000];
 const PATIENCE = 60000;
@@ -27,7 +27,8 @@ export async function ask(address, options = {}) {
 }
 
 export class Saver {
-  // changed(): the state of saving is another; answered(record, body): the model's word; conflict(record): others' edit is shown
+  // changed(): the state of saving has changed; answered(record, body): the model's answer has arrived; conflict(record): an edit
+  // made elsewhere has replaced this one
   constructor({identity, rows, columns, first, changed, answered, conflict}) {
     Object.assign(this, {rows, columns, first, changed, answered, conflict});
     this.prefix = `attention-edit:${identity}:`;
@@ -51,7 +52,7 @@ export class Saver {
     return [...this.records.values()].filter((record) => record.dirty);
   }
 
-  // With states that lost against an edit made elsewhere.
+  // The records with states that gave way to an edit made elsewhere.
   conflicts() {
     return [...this.records.values()].filter((record) => record.lost.length);
   }
@@ -62,7 +63,7 @@ export class Saver {
     this.keep(record);
   }
 
-  // Of the states that lost these, or all: the person has chosen.
+  // Drops these `lost` states, or all of them: the person has chosen.
   giveUp(record, values = null) {
     record.lost = values ? record.lost.filter((one) => !same(one, values)) : [];
     this.keep(record);
@@ -93,7 +94,7 @@ export class Saver {
       answer = await ask(`api/images/${record.index}/edit`, {method: "PUT", headers: {"Content-Type": "application/json"},
         body: JSON.stringify({image: record.name, checksum: record.checksum, revision: record.revision, values: rows})});
     } catch (error) {
-      answer = {status: 0, body: {error: "the server is away"}};
+      answer = {status: 0, body: {error: "the server does not answer"}};
     }
     this.flying = null;
     this.take(record, values, answer);
@@ -133,7 +134,7 @@ export class Saver {
     this.send();
   }
 
-  // The server holds `values`.
+  // Notes that the server has saved `values`.
   confirm(record, revision, values) {
     record.revision = revision;
     record.sent = [];
@@ -142,7 +143,7 @@ export class Saver {
     this.keep(record);
   }
 
-  // The server has answered something else: no need to wait.
+  // Sends at once: the server has answered another request.
   reached() {
     if (!this.away) return;
     this.away = "";
@@ -153,7 +154,7 @@ export class Saver {
 
   // ------------------------------------------------------------------------------------------- what is kept in the browser
 
-  // A name that a reload keeps distinguishes a tab; a lock shows that it is alive.
+  // Each tab has a name, which survives a reload, and a lock, which shows that the tab is open.
   async begin() {
     const storage = guarded(() => window.sessionStorage);
     let tab = storage && guarded(() => storage.getItem("tab"));
@@ -176,11 +177,11 @@ export class Saver {
       else localStorage.removeItem(key);
       this.keeps = true;
     } catch {
-      this.keeps = false;                             // full or forbidden: the page asks before it is left
+      this.keeps = false;                             // full or forbidden: the page asks before it closes
     }
   }
 
-  // Takes over what this tab, or one that is gone, has not brought to the server.
+  // Takes over what this tab, or a closed one, has not sent to the server.
   async restore() {
     const alive = navigator.locks ? (await navigator.locks.query()).held.map((lock) => lock.name) : [];
     const keys = guarded(() => Object.keys(localStorage)) || [];
