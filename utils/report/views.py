@@ -77,6 +77,8 @@ class View:
     @property
     def caption(self) -> str:
         true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
+        if len(self.subject.classes) == 1:
+            return "\n".join([*true, "(no head: no prediction)"])
         return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
 
     def title(self, what: str) -> str:
@@ -204,6 +206,8 @@ def compute_gradient_rollout(view: View, target: int, drop: float = 0.0) -> Tens
 def draw_gradient_rollout(view: View, target: str | None = None, drop: float = 0.0) -> Figure:
     """Draw gradient rollout. target: a class by name or number; None: the predicted one."""
     classes = view.subject.classes
+    if len(classes) == 1:
+        raise ViewError("--checkpoint: the file has no head, so no class has a gradient. Take rollout, or fine-tune it first")
     number = int(view.probabilities.argmax()) if target is None else class_index(target, classes)
     what = describe_rollout(f"gradient rollout for {classes[number]}", drop)
     return draw_joint(view, compute_gradient_rollout(view, number, drop), what)
