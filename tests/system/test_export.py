@@ -24,6 +24,7 @@ import train
 import visualize
 from models.__main__ import describe
 from models.checkpoints.export import save_weights
+from models.match import model_name
 from utils import launch, process
 from utils.build import open_model
 from utils.data import datasets
@@ -189,7 +190,8 @@ def test_the_card_says_what_no_config_can(capsys):
     assert run("output/r", "--to", "folder", "--output", "a") == 0
     assert "note: the run was evaluated with the mean over each image and its mirror image" in capsys.readouterr().out
     card = Path("a/README.md").read_text()
-    for words in ("# r\n", "A ViT (width 12, 2 blocks, patch 4) for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
+    for words in ("# r\n", "A ViT (width 12, 2 blocks, patch 4) for 10 classes, on images of 16 x 24 pixels",
+                  "| data set | digits |",
                   "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
                   "Size 16 x 24, bicubic: the whole image", "none: trained from scratch"):
         assert words in card, words
