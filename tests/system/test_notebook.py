@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, offline, and keeps pictures to look at."""
+"""The notebook runs from top to bottom without a network, and its stored pictures are complete."""
 
 import json
 import re
@@ -18,7 +18,8 @@ def cells(kind: str = "code") -> list[dict]:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """run(source) -> what it prints, as a plain program, without Jupyter: magics are left out, and no network can be reached."""
+    """Return run(source), which executes the source without Jupyter (magics are removed, the network is blocked) and returns
+    what it printed."""
     def refuse(*_, **__):
         raise OSError("a test has no network")
 
@@ -38,7 +39,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_runs_from_top_to_bottom(run):
+def test_the_notebook_runs_from_top_to_bottom(run):
     printed = run("\n".join(line for cell in cells() for line in ["", "".join(cell["source"])]))
     assert "4 layers of (1, 4, 17, 17) - rows sum to 1.0" in printed
     before, after = re.search(r"weight of the patch: ([\d.]+) -> ([\d.]+)", printed).groups()
@@ -48,8 +49,8 @@ def test_runs_from_top_to_bottom(run):
 
 
 @pytest.mark.slow
-def test_shows_another_checkpoint_and_a_picture(tmp_path, run_train, run, monkeypatch):
-    """Of another size, not square, on a picture of the user's."""
+def test_another_checkpoint_and_picture_can_be_set(tmp_path, run_train, run, monkeypatch):
+    """A checkpoint of another size that is not square, and a picture of the user's."""
     monkeypatch.chdir(tmp_path)
     assert run_train("--img_size", "8x12", "--name", "r") == 0
     Image.new("L", (30, 20), 128).save(tmp_path / "picture.png")
@@ -59,13 +60,13 @@ def test_shows_another_checkpoint_and_a_picture(tmp_path, run_train, run, monkey
     assert "4 layers of (1, 4, 25, 25)" in run(source)
 
 
-def test_reads_well_where_it_is_only_looked_at():
+def test_the_stored_notebook_has_its_pictures_and_no_errors():
     pictures = [output for cell in cells() for output in cell["outputs"] if "image/png" in output.get("data", {})]
     errors = [output for cell in cells() for output in cell["outputs"] if output["output_type"] == "error"]
     drawing = [cell for cell in cells() if re.search(r"(pictures\.\w+|draw_\w+)\(", "".join(cell["source"]))]
     assert len(pictures) == len(drawing) >= 11 and not errors
     assert all(cell["outputs"] for cell in drawing)
     assert NOTEBOOK.stat().st_size < 700_000
-    assert all(len(cell["source"]) <= 14 for cell in cells()), "few lines a cell"
+    assert all(len(cell["source"]) <= 14 for cell in cells()), "a cell has too many lines"
     texts = [str({**output, "data": output.get("data", {}).get("text/plain")}) for cell in cells() for output in cell["outputs"]]
-    assert not re.search(r"/(tmp|home|root|work|usr)/", " ".join(texts)), "no place of the machine that ran it"
+    assert not re.search(r"/(tmp|home|root|work|usr)/", " ".join(texts)), "a path of the machine that ran the notebook"
