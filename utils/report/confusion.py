@@ -72,8 +72,8 @@ def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistak
             panel.imshow(image)
             panel.set_title(f"{plain(mistake.predicted, 14)}: {mistake.probability:.1%}\n(true: {plain(mistake.true, 14)})",
                             fontsize="small")
-            lines = plain(mistake.name[:24]), plain(mistake.name[24:], 24)
-            panel.set_xlabel("\n".join(filter(None, lines)), fontsize="x-small")
+            folder, slash, file = mistake.name.rpartition("/" if len(mistake.name) > 24 else "\n")
+            panel.set_xlabel("\n".join(plain(part, 25) for part in (folder + slash, file) if part), fontsize="x-small")
 
 
 def _least_accurate(matrix: np.ndarray, classes: Sequence[str], count: int = 6) -> list[str]:
