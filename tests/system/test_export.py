@@ -361,7 +361,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
             ("output/r --to npz --output a", "--to npz: .*position table has 4 x 6 patches"),
             ("nameless.pth --to torch --output a", "nameless.pth does not name its 3 classes. Add --class_names FILE"),
-            ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
+            ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: expected 3 different names, .* got 2 lines"),
             ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: no such file"),
             ("nameless.pth --to torch --output a --model_type ViT-X", "unknown|ViT-X"),
             ("headless.pth --to folder --output a", "headless.pth has no head, and so no classes")):

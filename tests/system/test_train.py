@@ -394,7 +394,7 @@ def test_other_classes_are_refused(run_train, capsys):
     for flags, words in (([*FOLDER, "--eval_only", "--pretrained_dir", "output/r"], "not the same task"),
                          ([*hard, "output/r", "--dataset", "folder", "--data_dir", "tree"], "not the same task"),
                          ([*hard, "no/such"], "no/such"), ([*hard, "empty"], "no intact checkpoint"),
-                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes grey images")):
+                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes gray images")):
         capsys.readouterr()
         assert run_train(*flags, "--name", "s") == 2, flags
         printed = capsys.readouterr().err
