@@ -190,7 +190,7 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                 file = stack.enter_context(open_checkpoint(find_weights(what)))
         if (typed or view) and (file is None or file.settings is not None):
             raise ConfigError("--model_type, --img_size, --num_heads, --interpolation, --eval_crop, --mean and --std only have "
-                              f"an effect with a {flag} that is no run: a run keeps its own. Omit them")
+                              f"an effect with a {flag} that is no run: a run has its own. Omit them")
         if file is None:
             title = "embedded ViT-Nano_2, which was trained on letters and has never seen a digit"
             model = create_model(EMBEDDED_MODEL, pretrained=ROOT / EMBEDDED, head="keep").eval()
