@@ -136,7 +136,8 @@ def summary(records: dict[str, dict], on_gpu: bool) -> list[str]:
         reached = " to ".join(dict.fromkeys(_reached(goal, figure) for figure in (min(figures), max(figures))))
         verdict = "met" if met == len(found) else "missed" if not met else f"met in {met} of {len(found)}"
         lines.append(f"| {goal.what} | {_wanted(goal)} | {reached} | {verdict} |")
-    return ["| goal | wanted | measured | |", "|---|---:|---:|---|", *sorted(lines, key=lambda line: "missed" in line)]
+    lines.sort(key=lambda line: ("| missed" in line, "| met in" in line))
+    return ["| goal | wanted | measured | |", "|---|---:|---:|---|", *lines]
 
 
 def table(records: dict[str, dict], on_gpu: bool) -> list[str]:

@@ -38,7 +38,7 @@ def test_good_data_set_has_no_findings(tmp_path, workers):
 
 def test_numbers_of_one_have_a_singular(tmp_path):
     findings = check(open_splits("folder", tree(tmp_path, {"train/ant": 1, "train/bee": 1, "val/ant": 1})), 1, silent)
-    assert in_lines(findings, "test: 1 image of 1 class, ")
+    assert in_lines(findings, "val: 1 image of 1 class, ")
 
 
 def test_shared_split_is_read_once_and_without_terminal_has_no_progress_bar(tmp_path, capfd):

@@ -175,7 +175,7 @@ BAD_FLOWERS = {
                     ["setid.mat: the image", "does not exist (9"]),
     "cut": (lambda place: (place / "setid.mat").write_bytes((place / "setid.mat").read_bytes()[:300]), ["setid.mat: cannot be"]),
     "a page": (lambda place: (place / "imagelabels.mat").write_bytes(b"<html>" * 99), ["imagelabels.mat: cannot be read"]),
-    "too large": (lambda place: (place / "setid.mat").write_bytes(bytes(2_000_000)), ["setid.mat: 2,000,000 bytes are more"]),
+    "too large": (lambda place: (place / "setid.mat").write_bytes(bytes(2_000_000)), ["setid.mat: 2,000,000 bytes, more than"]),
     "not a number": (matlab("imagelabels.mat", labels=[np.nan, 2]), ["labels should hold whole numbers"]),
     "class 103": (matlab("imagelabels.mat", labels=[103] * 408), ["the label 102, but there are 102 classes"]),
     "few labels": (matlab("imagelabels.mat", labels=[5] * 400), ["setid.mat", "no label in imagelabels.mat"]),

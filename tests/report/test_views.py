@@ -48,11 +48,11 @@ def test_the_two_kinds_of_layers_of_cait():
     assert views.protected_columns(cait) == 1 and views.protected_columns(model(slice(0, 2), 2)) == 2
 
 
-def view_of(family: str) -> views.View:
+def view_of(family: str, classes: tuple[str, ...] = tuple(CLASSES)) -> views.View:
     """Of a random image, with a model of a later family."""
     subject = family_model(family).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*subject.img_size, 3), dtype=np.uint8))
-    opened = SimpleNamespace(model=subject, classes=tuple(CLASSES), title="a run", settings={},
+    opened = SimpleNamespace(model=subject, classes=classes, title="a run", settings={},
                              region=lambda size: (0.0, 0.0, 1.0, 1.0),
                              transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return views.predict_with_attention(opened, views.Example("photo.png", [(image, 0)], 0))
@@ -145,3 +145,10 @@ def test_numbers_are_counted_from_one():
     for wrong in (0, 4, -1):
         with pytest.raises(views.ViewError, match="--layer"):
             views.check_range("--layer", wrong, 3, "layers")
+
+
+def test_file_without_a_head_has_no_prediction():
+    view = view_of("DINOv2", ("no head",))
+    assert view.caption == "(no head: no prediction)"
+    with pytest.raises(views.ViewError, match="has no head, so no class has a gradient"):
+        views.draw_gradient_rollout(view)

@@ -93,7 +93,7 @@ def test_curves_report_unreadable_lines(tmp_path):
     folder = tmp_path / "spoilt"
     folder.mkdir()
     (folder / "log.jsonl").write_text(json.dumps(event(1) | {"lr": 0.1}) + "\n{\n}\n")
-    assert "spoilt (without 2 unreadable line(s)" in views.draw_curves([str(folder)]).get_suptitle()
+    assert "spoilt (without 2 unreadable lines of its log)" in views.draw_curves([str(folder)]).get_suptitle()
 
 
 def test_a_missing_log_is_empty_and_writing_leaves_no_scraps(tmp_path):

@@ -128,7 +128,7 @@ def test_goals_are_found_and_judged():
     assert [line.split(" | ")[3:] for line in goals.table({"end to end x": run}, on_gpu=True)[2:]] == [["2.5%", "no |"]]
 
 
-def test_the_summary_has_one_row_for_each_goal_and_those_that_are_missed_last():
+def test_the_summary_has_one_row_for_each_goal_with_missed_ones_last():
     slow = a_record("step ViT-S_16 224 bf16 cpu", timm=[3.0], ours=[2.5], matmul=[0.5])
     lines = goals.summary({record["title"]: record for record in (STEP, slow)}, on_gpu=False)
     assert "| training step in bf16, compared with timm | >= 1.45 | 1.20 to 2.00 | met in 1 of 2 |" in lines

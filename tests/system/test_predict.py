@@ -142,7 +142,7 @@ def test_every_source_gives_the_same_rows(run, monkeypatch):
                for row in rows if row is not rows[4])
     last = printed.splitlines()[-1]
     assert last.startswith("7 images, ") and " images/s; 1 cannot be read (column error), such as p/4.jpg: cannot be" in last
-    assert printed.startswith("model: ViT-Nano_2 on digits, run r, step 0; fp32, 1 process\n")
+    assert printed.startswith("model: ViT (width 16, 1 block, patch 2) on digits, run r, step 0; fp32, 1 process\n")
     names = [f"p/{number}.jpg" for number in range(7)]
     Path("all.txt").write_text("\n".join(names))
     Path("all.csv").write_text("\n".join(["image,label", *(f"{name},x" for name in names)]))

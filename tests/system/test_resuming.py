@@ -131,8 +131,8 @@ OFTEN = [*TINY, "--num_steps", 4, "--eval_every", 2, "--learning_rate", 0.01, "-
 
 @pytest.mark.parametrize(("flags", "evaluations"), [
     (["--eval_batch_size", 20], [(0, "test"), (2, "val"), (4, "val"), (4, "test")]),
-    ([*FOLDER, "--num_workers", 0, "--eval_batch_size", 8], [(0, "test"), (2, "test"), (4, "test")])],
-    ids=["val and test", "test alone"])
+    ([*FOLDER, "--num_workers", 0, "--eval_batch_size", 8], [(0, "val"), (2, "val"), (4, "val")])],
+    ids=["val and test", "val only"])
 def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluations):
     """Wherever evaluations are stopped, the resumed run has the log, the best.pt and the mistakes.csv of one that nobody stopped.
     Those are the mistakes of the averaged weights, which best.pt is opened with."""
@@ -320,14 +320,14 @@ def test_a_finished_run_trains_nothing_and_reports_its_result_again(run_train, b
     Path("output/r").mkdir(parents=True)
     Path("output/r/notes.txt").write_text("mine")
     assert run_train(*BEGUN, "--resume_path", "auto") == 0
-    result = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line and "after (" in line]
+    result = [line for line in capsys.readouterr().out.splitlines() if "after the last step (" in line]
     files = {name: bytes_ for name, bytes_ in content("output").items() if name.endswith((".pt", ".txt"))}
     events = events_of("output/r")
     ways = [["output/r"], ["output/r/step-00000008.pt"], ["auto", "--name", "r"]]
     for way in ways:
         assert run_train("--resume_path", *way) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert [line for line in printed if "accuracy" in line and "after (" in line] == result and len(result) == 1
+        assert [line for line in printed if "after the last step (" in line] == result and len(result) == 1
         assert "nothing is left to train. To train longer, resume with a larger --num_steps (NUM_STEPS)" in printed
         assert not [line for line in printed if line.startswith(("step ", "changed:"))]
         assert {name: bytes_ for name, bytes_ in content("output").items() if name.endswith((".pt", ".txt"))} == files

@@ -59,7 +59,7 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
 
     code, _, errors = end(start("--train_batch_size", "33"))
     line, = (line for line in errors.splitlines() if "error" in line.lower())
-    assert code == 2 and "take 32 or 34" in line and not place.exists(), errors
+    assert code == 2 and "use 32 or 34" in line and not place.exists(), errors
 
     process = start("--save_every", "10")
     try:

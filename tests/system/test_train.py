@@ -394,7 +394,7 @@ def test_other_classes_are_refused(run_train, capsys):
     for flags, words in (([*FOLDER, "--eval_only", "--pretrained_dir", "output/r"], "not the same task"),
                          ([*hard, "output/r", "--dataset", "folder", "--data_dir", "tree"], "not the same task"),
                          ([*hard, "no/such"], "no/such"), ([*hard, "empty"], "no intact checkpoint"),
-                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes grey images")):
+                         ([*hard, "page.pt"], "page.pt"), ([*hard, "output/grey"], "takes gray images")):
         capsys.readouterr()
         assert run_train(*flags, "--name", "s") == 2, flags
         printed = capsys.readouterr().err
@@ -433,7 +433,7 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     make_tree(Path("tree"))
     assert run_train("--dataset", "folder", "--data_dir", "tree", "--pretrained_dir", "output/r", "--name", "s") == 0
     assert state_of("output/s").config["num_heads"] == 8 and state_of("output/s").config["img_size"] == (8, 12)
-    assert "arrays from output/r/best.pt; new: head; unused in the file: head" in capsys.readouterr().out
+    assert "arrays from output/r/best.pt; new: head; the file's head is not used" in capsys.readouterr().out
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-Nano_2", *own, 4) == 2
     assert "a run's checkpoint sets the architecture: omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
     assert run_train("--pretrained_dir", "output/r", "--model_type", "ViT-S_16", "--num_heads", 8) == 2

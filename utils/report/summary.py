@@ -222,7 +222,8 @@ def _print_next_commands(config, folder: Path, to_evaluate: Path | None) -> None
     if config.attention_edits:
         print("  train again with --attention_loss_weight 0 and another --name     # the effect of the steps without the edits")
     if config.dataset not in NAMED_BY_FOLDER:
-        print(f"  {command('train.sh', 'DATASET=folder DATA_DIR=PHOTOS')}     # your own photographs: one folder for each class")
+        own = command("train.sh", "DATASET=folder DATA_DIR=PHOTOS VAL_FRACTION=0.2")
+        print(f"  {own}     # your own photographs: one folder for each class")
     print(f"  {command('predict.py')} {run} PHOTOS > predictions.csv     # label photographs: a folder, a file or a list")
     exported = shlex.quote(f"{folder.name}-model")
     print(f"  {command('export.py')} {run} --to folder --output {exported}     # for timm and transformers")
