@@ -1,8 +1,8 @@
-"""Procedurally drawn 8 x 8 letters, the pre-training data of ViT-Nano_2-letters.npz. No digits, no fonts.
+"""Draws 8 x 8 letters, the pre-training data of ViT-Nano_2-letters.npz, without digits and without fonts.
 
-A letter is a few strokes over a 9 x 9 grid. Each drawing moves the points of its strokes, slants and turns
-the whole, fits it to the box that the UCI digits fill, draws it with a pen of random width at 32 x 32 pixels
-and counts the pixels that are on in blocks of 4 x 4, as those digits were made: values 0..16.
+A letter is a few strokes on a 9 x 9 grid. Each drawing moves the points of its strokes, slants and turns the letter, fits
+it to the box that the UCI digits fill, draws it with a pen of random width at 32 x 32 pixels and counts the pixels that
+are on in blocks of 4 x 4, as the digits were made: values 0..16.
 
     images, labels = draw_letters(count=1000, seed=0)
 """
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-# One or more ways to write each letter, upper and lower case. A way is strokes divided by commas; a stroke is
-# points of two digits, column and row, each 0..8, row 0 at the top; "~" draws a smooth curve through its
+# One or more ways to write each letter, upper and lower case. A way consists of strokes separated by commas; a stroke
+# consists of points of two digits, column and row, each 0..8, row 0 at the top; "~" draws a smooth curve through its
 # points instead of straight lines.
 SHAPES: dict[str, tuple[str, ...]] = {
     "A": ("08 40 88, 25 65", "~72 40 13 05 37 75, 70 78", "~12 40 72 78, ~74 34 06 38 76"),
@@ -46,18 +46,18 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 SIDE, BLOCK = 32, 4                      # pixels of a drawing, pixels of a counted block
 CURVE_STEPS = 3                          # straight pieces between two points of a smooth stroke
-CHUNK = 256                              # letters drawn at a time: keeps the distance maps in the cache
+CHUNK = 256                              # letters drawn at a time, so that the distance maps fit into the cache
 
 POINT_JITTER = 0.9                       # standard deviation, in cells of the 9 x 9 grid
 TURN, SLANT = 0.15, 0.25                 # half widths of the uniform range: radians, shear
 WIDTH, HEIGHT = (15.0, 25.0), (29.0, 33.0)    # pixels of the box, pen included: narrow and full height
-STRETCH = 1.7                            # the most a width is stretched against the height: an I stays one
+STRETCH = 1.7                            # the most that the width is stretched relative to the height: an I stays narrow
 PEN = (1.6, 3.2)                         # radius of the pen in pixels
 SHIFT = 1.0                              # pixels, half width
 
 
 def stroke_matrix(points: int, smooth: bool) -> FloatArray:
-    """(pieces + 1, points): a stroke's vertices as weighted sums of its points (Catmull-Rom if smooth)."""
+    """Returns (pieces + 1, points): a stroke's vertices as weighted sums of its points (Catmull-Rom if smooth)."""
     if not smooth:
         return np.eye(points, dtype=np.float32)
     t = np.arange(CURVE_STEPS, dtype=np.float32) / CURVE_STEPS
@@ -73,7 +73,7 @@ def stroke_matrix(points: int, smooth: bool) -> FloatArray:
 
 
 def parse(shape: str) -> list[tuple[FloatArray, FloatArray]]:
-    """One way to write a letter -> for each stroke its points (P, 2), x and y, and its `stroke_matrix`."""
+    """Returns the points (P, 2), x and y, and the `stroke_matrix` of each stroke of one way to write a letter."""
     strokes = []
     for stroke in shape.split(","):
         stroke = stroke.strip()
@@ -87,7 +87,7 @@ def uniform(rng: np.random.Generator, low: float, high: float, count: int) -> Fl
 
 
 def place(strokes: list[FloatArray], pen: FloatArray, rng: np.random.Generator) -> list[FloatArray]:
-    """Turns and slants the strokes, each (n, V, 2), and fits every letter to a box like the digits'."""
+    """Turns and slants the strokes, each (n, V, 2), and fits each letter to a box like the digits'."""
     n = len(pen)
     turn, slant = uniform(rng, -TURN, TURN, n), uniform(rng, -SLANT, SLANT, n)
     strokes = [stroke - 4 for stroke in strokes]
@@ -104,7 +104,7 @@ def place(strokes: list[FloatArray], pen: FloatArray, rng: np.random.Generator) 
 
 
 def rasterise(strokes: list[FloatArray], pen: FloatArray) -> NDArray[np.uint8]:
-    """Strokes in pixels -> (n, 8, 8): how many pixels of each 4 x 4 block lie within `pen` of a stroke."""
+    """Returns (n, 8, 8): how many pixels of each 4 x 4 block are within `pen` of a stroke. Strokes are in pixels."""
     n = len(pen)
     centres = np.arange(SIDE, dtype=np.float32) + 0.5
     nearest = np.full((n, SIDE, SIDE), np.inf, np.float32)                            # squared distance
@@ -116,7 +116,7 @@ def rasterise(strokes: list[FloatArray], pen: FloatArray) -> NDArray[np.uint8]:
             projection = along[:, :, None] * from_start
             projection = projection[:, 1, :, None] + projection[:, 0, None, :]        # (n, rows, columns)
             t = np.clip(projection / length2, 0, 1)
-            # |pixel - start - t * along|^2, written out so that the squares stay one-dimensional
+            # |pixel - start - t * along|^2, expanded so that the squares stay one-dimensional
             distance = t * (t * length2 - 2 * projection)
             distance += (from_start[:, 1] ** 2)[:, :, None]
             distance += (from_start[:, 0] ** 2)[:, None, :]
@@ -126,7 +126,7 @@ def rasterise(strokes: list[FloatArray], pen: FloatArray) -> NDArray[np.uint8]:
 
 
 def draw_shape(shape: str, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """`count` drawings of one way to write a letter, (count, 8, 8)"""
+    """Returns `count` drawings of one way to write a letter, (count, 8, 8)."""
     strokes = []
     for points, matrix in parse(shape):
         moved = points + POINT_JITTER * rng.standard_normal((count, *points.shape), np.float32)
@@ -136,7 +136,7 @@ def draw_shape(shape: str, count: int, rng: np.random.Generator) -> NDArray[np.u
 
 
 def draw_letters(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (count, 8, 8), 0..16, and labels (count,), 0 for A to 25 for Z. Equal seeds, equal letters."""
+    """Returns images (count, 8, 8), 0..16, and labels (count,), 0 for A to 25 for Z. Equal seeds give equal letters."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(len(SHAPES), size=count)
     ways = rng.random(count)

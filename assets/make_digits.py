@@ -1,4 +1,4 @@
-"""Makes digits.npz, the embedded data set: scikit-learn's copy of the 8 x 8 handwritten digits, in its order.
+"""Writes digits.npz, the embedded data set: scikit-learn's copy of the 8 x 8 handwritten digits, in the same order.
 
 The 1,797 images are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
 1998, UCI Machine Learning Repository, CC BY 4.0). Needs scikit-learn, which nothing else here does:
@@ -21,7 +21,7 @@ def main() -> None:
 
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-    # The values come as floats; a value that is no integer of 0..16 would be lost in silence.
+    # The values are floats; astype would silently change a value that is not an integer from 0 to 16.
     if images.shape != (1797, 8, 8) or not np.array_equal(images, digits.images) or images.max() != 16:
         raise SystemExit("scikit-learn's digits are not 1,797 images of 8 x 8 counts from 0 to 16")
     np.savez_compressed(output, images=images, labels=labels)

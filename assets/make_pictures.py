@@ -43,7 +43,7 @@ PICTURES = {"attention": "--images 1", "rollout": "--images 1", "grad-rollout": 
 # sheet: the pictures in it, and the families
 SHEETS = {"attention": (("attention",), FAMILIES), "joint-attention": (("rollout", "grad-rollout", "class-attention"), FAMILIES),
           "weights": (("distance", "position", "filters"), FAMILIES), "runs": (("curves",), FAMILIES),
-          "mistakes": (("confusion",), ("CaiT", "DINOv2-registers")),
+          "mistakes": (("confusion",), ("DINOv2-registers", "DeiT-distilled")),
           "batches-and-edits": (("batch", "edits"), ("ViT", "not-square"))}
 
 

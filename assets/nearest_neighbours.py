@@ -1,4 +1,4 @@
-"""The yardstick that the README names: 3-nearest-neighbours on the raw pixels of the embedded digits.
+"""The baseline that the README names: 3 nearest neighbours on the raw pixels of the embedded digits.
 
     python assets/nearest_neighbours.py
 """

@@ -62,7 +62,7 @@ def test_errors_name_the_flag_to_add_or_omit(tmp_path):
 def test_classifier_is_required_where_the_file_does_not_determine_it(tmp_path):
     """The arrays of timm's DINOv3 fit a head on the cls token and one on the mean."""
     torch.save(create_model("DINOv3-S_16", 3, 32, num_layers=1).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match=r"nothing says whether its head reads the cls token or the mean .* Add --classifier"):
+    with pytest.raises(ConfigError, match=r"does not say whether its head reads the cls token or the mean .* Add --classifier"):
         open_model(tmp_path / "x.pth", num_heads=6, img_size=32)
     for classifier in ("token", "mean"):
         opened = open_model(tmp_path / "x.pth", num_heads=6, img_size=32, classifier=classifier)

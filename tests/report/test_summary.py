@@ -65,7 +65,8 @@ def test_results_and_where_they_are(printed):
 
 
 @pytest.mark.parametrize(("flags", "alone", "words"), [
-    ((), False, ["train.py --eval_only --resume_path 'r s/best.pt'", "DATASET=folder DATA_DIR=PHOTOS bash train.sh",
+    ((), False, ["train.py --eval_only --resume_path 'r s/best.pt'",
+                 "DATASET=folder DATA_DIR=PHOTOS VAL_FRACTION=0.2 bash train.sh",
                  "predict.py 'r s' PHOTOS > predictions.csv", "export.py 'r s' --to folder --output 'r s-model'",
                  "visualize.py attention --checkpoint 'r s'"]),
     (("--dataset", "folder"), True, ["predict.py", "export.py", "visualize.py"])], ids=["digits", "own photographs"])

@@ -1,47 +1,38 @@
-"""The notebook runs from top to bottom without a network, and its stored pictures are complete."""
+"""The notebook runs from top to bottom, offline, and its stored pictures can be looked at."""
 
-import json
 import re
-from pathlib import Path
 
+import numpy as np
 import pytest
-from matplotlib import pyplot
 from PIL import Image
+from run_notebook import NOTEBOOK, ROOT, read_cells, run, with_values
 
-ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "visualize_attention_map.ipynb"
-
-
-def cells(kind: str = "code") -> list[dict]:
-    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == kind]
+import models
+from models import create_model
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Return run(source), which executes the source without Jupyter (magics are removed, the network is blocked) and returns
-    what it printed."""
+def run_all(tmp_path, monkeypatch):
+    """run_all(NAME=value, ...) -> (what it prints, the number of pictures). No network can be reached."""
     def refuse(*_, **__):
         raise OSError("a test has no network")
 
-    def display(figure):
-        assert figure.axes
-
-    def body(source: str) -> str:
-        capsys.readouterr()
-        exec("\n".join(line for line in source.splitlines() if not line.startswith("%")), {"display": display})
-        return capsys.readouterr().out
+    def run_cells(**values) -> tuple[str, int]:
+        sources = with_values(read_cells(), {name: repr(str(value)) for name, value in values.items()})
+        outputs = [output for cell in run(sources) for output in cell]
+        printed = "".join(line for output in outputs for line in output.get("text", ()))
+        return printed, sum("image/png" in output.get("data", {}) for output in outputs)
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    yield body
-    pyplot.close("all")
+    return run_cells
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(run):
-    printed = run("\n".join(line for cell in cells() for line in ["", "".join(cell["source"])]))
-    assert "4 layers of (1, 4, 17, 17) - rows sum to 1.0" in printed
+def test_runs_from_top_to_bottom(run_all, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    printed, pictures = run_all(PHOTOS="nowhere")
+    assert "4 layers of (1, 4, 65, 65) - rows sum to 1.0" in printed and pictures == 11
     before, after = re.search(r"weight of the patch: ([\d.]+) -> ([\d.]+)", printed).groups()
     assert float(before) < 0.1 and float(after) > 0.9
     before, after = re.search(r"probability of \d: ([\d.]+)% -> ([\d.]+)%", printed).groups()
@@ -49,24 +40,36 @@ def test_the_notebook_runs_from_top_to_bottom(run):
 
 
 @pytest.mark.slow
-def test_another_checkpoint_and_picture_can_be_set(tmp_path, run_train, run, monkeypatch):
-    """A checkpoint of another size that is not square, and a picture of the user's."""
+def test_shows_photographs_with_the_checkpoint_that_is_there(run_all, tmp_path, monkeypatch):
+    """In ./checkpoint and ./photos; of another size."""
     monkeypatch.chdir(tmp_path)
-    assert run_train("--img_size", "8x12", "--name", "r") == 0
-    Image.new("L", (30, 20), 128).save(tmp_path / "picture.png")
-    source = "\n".join("".join(cell["source"]) for cell in cells())
-    source = source.replace("CHECKPOINT = None ", f"CHECKPOINT = {str(tmp_path / 'output/r/best.pt')!r} ")
-    source = source.replace("IMAGE = None ", f"IMAGE = {str(tmp_path / 'picture.png')!r} ")
-    assert "4 layers of (1, 4, 25, 25)" in run(source)
+    for name in ("a.jpg", "deep/b.png"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "checkpoint").mkdir()
+    model = create_model("ViT-Nano_2", 3, 12)
+    model.head.weight.data.normal_()
+    models.save_timm(model, "checkpoint/model.pth")
+    monkeypatch.setattr("train.main", lambda argv: pytest.fail("nothing is trained"))
+    printed, pictures = run_all()
+    assert "images: photos; checkpoint: checkpoint/model.pth" in printed and "4 layers of (1, 4, 37, 37)" in printed
+    assert pictures == 9                                                     # neither letters nor curves
 
 
-def test_the_stored_notebook_has_its_pictures_and_no_errors():
-    pictures = [output for cell in cells() for output in cell["outputs"] if "image/png" in output.get("data", {})]
-    errors = [output for cell in cells() for output in cell["outputs"] if output["output_type"] == "error"]
-    drawing = [cell for cell in cells() if re.search(r"(pictures\.\w+|draw_\w+)\(", "".join(cell["source"]))]
-    assert len(pictures) == len(drawing) >= 11 and not errors
-    assert all(cell["outputs"] for cell in drawing)
-    assert NOTEBOOK.stat().st_size < 700_000
-    assert all(len(cell["source"]) <= 14 for cell in cells()), "a cell has too many lines"
-    texts = [str({**output, "data": output.get("data", {}).get("text/plain")}) for cell in cells() for output in cell["outputs"]]
-    assert not re.search(r"/(tmp|home|root|work|usr)/", " ".join(texts)), "a path of the machine that ran the notebook"
+@pytest.mark.slow
+def test_shows_a_run_on_its_own_data(run_train, run_all, monkeypatch):
+    assert run_train("--name", "r") == 0
+    printed, pictures = run_all(CHECKPOINT="output/r")
+    assert "images: those of its data set; checkpoint: output/r" in printed and pictures == 10
+
+
+def test_stored_outputs_can_be_looked_at():
+    cells = read_cells()
+    pictures = [output for cell in cells for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    drawing = [cell for cell in cells if re.search(r"(pictures\.\w+|draw_\w+)\(", "".join(cell["source"]))]
+    assert len(pictures) == len(drawing) >= 11 and all(cell["outputs"] for cell in drawing)
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert NOTEBOOK.stat().st_size < 900_000
+    assert all(len(cell["source"]) <= 18 for cell in cells), "few lines a cell"
+    texts = [str({**output, "data": output.get("data", {}).get("text/plain")}) for cell in cells for output in cell["outputs"]]
+    assert not re.search(r"/(tmp|home|root|work|usr)/", " ".join(texts)), "no place of the machine that ran it"

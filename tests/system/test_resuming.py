@@ -133,7 +133,7 @@ OFTEN = [*TINY, "--num_steps", 4, "--eval_every", 2, "--learning_rate", 0.01, "-
 @pytest.mark.parametrize(("flags", "evaluations"), [
     (["--eval_batch_size", 20], [(0, "test"), (2, "val"), (4, "val"), (4, "test")]),
     ([*FOLDER, "--num_workers", 0, "--eval_batch_size", 8], [(0, "val"), (2, "val"), (4, "val")])],
-    ids=["val and test", "only val"])
+    ids=["val and test", "val only"])
 def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluations):
     """Wherever an evaluation is stopped, the resumed run has the log, best.pt and mistakes.csv of an uninterrupted run.
     mistakes.csv has the mistakes of the averaged weights, which are those that best.pt is opened with."""

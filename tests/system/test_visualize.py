@@ -336,7 +336,7 @@ BAD = {
     "not an image": ("attention --image text.png", "cannot be read as an image"),
     "a layer too many": ("attention --layer 5 --images 1", "the model has 4 layers"),
     "a head too many": ("attention --head 5 --images 1", "the model has 4 heads"),
-    "no such class": ("grad-rollout --target 26 --images 1", "A, B, C, D, E, ... (26 classes), or its number, 0 to 25"),
+    "no such class": ("grad-rollout --target 26 --images 1", "Give a name (A, B, C, ...) or number (0 to 25)"),
     "no CaiT": ("class-attention --images 1", "CaiT"),
     "many pictures, one file": ("attention --output a.png", "give a folder"),
     "a split and images of one's own": ("attention --image text.png --split val", "--split"),

@@ -56,19 +56,24 @@ def draw(matrix: np.ndarray, classes: Sequence[str], images: Sequence[np.ndarray
         caption.text(0, 0.36, "least accurate classes", va="top", fontweight="bold", transform=caption.transAxes)
         caption.text(0, 0.31, "\n".join(hardest), va="top", linespacing=1.6, transform=caption.transAxes)
     if len(images):
-        sheet.heading("the worst mistakes: those with the highest loss")
-    width = (sheet.width - 2 * MARGIN - 7 * GAP) / 8
-    for first in range(0, len(images), 8):
-        part = list(zip(images, wrong))[first:first + 8]
-        tall = max(shape(image) for image, _ in part)
-        panels = sheet.row(len(part), (width, width * tall), left=MARGIN, above=2 * LINES["small"] + 0.05,
-                           below=LINES["x-small"] + 0.08)
+        _mistakes(sheet, images, wrong)
+    return sheet.finish()
+
+
+def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistake], columns: int = 8) -> None:
+    """Add rows of images, each with the prediction above it and the name of its file, in up to two lines, below it."""
+    sheet.heading("the worst mistakes: those with the highest loss")
+    width = (sheet.width - 2 * MARGIN - (columns - 1) * GAP) / columns
+    for first in range(0, len(images), columns):
+        part = list(zip(images, wrong))[first:first + columns]
+        size = (width, width * max(shape(image) for image, _ in part))
+        panels = sheet.row(len(part), size, left=MARGIN, above=2 * LINES["small"] + 0.05, below=2 * LINES["x-small"] + 0.08)
         for panel, (image, mistake) in zip(panels, part):
             panel.imshow(image)
             panel.set_title(f"{plain(mistake.predicted, 14)}: {mistake.probability:.1%}\n(true: {plain(mistake.true, 14)})",
                             fontsize="small")
-            panel.set_xlabel(plain(mistake.name, 27), fontsize="x-small")
-    return sheet.finish()
+            folder, slash, file = mistake.name.rpartition("/" if len(mistake.name) > 24 else "\n")
+            panel.set_xlabel("\n".join(plain(part, 25) for part in (folder + slash, file) if part), fontsize="x-small")
 
 
 def _least_accurate(matrix: np.ndarray, classes: Sequence[str], count: int = 6) -> list[str]:

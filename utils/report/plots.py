@@ -106,7 +106,8 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     for each in axes.values():
         if each.get_legend_handles_labels()[0]:
             each.legend(fontsize="small")
-    axes["accuracy in %"].set_ylim(0, 103)
+    highest = max((y for line in axes["accuracy in %"].get_lines() for y in line.get_ydata() if y == y), default=0)
+    axes["accuracy in %"].set_ylim(0, 103 if highest > 50 or not highest else 1.5 * highest)
     if "attention loss" in axes:
         _use_log_scale_if_needed(axes["loss"])
     return figure

@@ -77,9 +77,8 @@ class View:
     @property
     def caption(self) -> str:
         true = [f"true: {plain(self.example.truth, 30)}"] if self.example.truth else []
-        if len(self.subject.classes) == 1:
-            return "\n".join([*true, "(no head: no prediction)"])
-        return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)])
+        return "\n".join([*true, "predicted:", *pictures.best(self.probabilities, self.subject.classes)]
+                         if len(self.subject.classes) > 1 else [*true, "(no head: no prediction)"])
 
     def title(self, what: str) -> str:
         """Return the title. If the run evaluates mirror images too, it says that this picture is without."""
@@ -231,9 +230,8 @@ def class_index(target: str, classes: tuple[str, ...]) -> int:
     if target in classes:
         return classes.index(target)
     if not target.isdecimal() or int(target) >= len(classes):
-        more = f", ... ({len(classes):,} classes)" if len(classes) > 5 else ""
-        raise ViewError(f"--target {target}: no such class. Give one of {', '.join(classes[:5])}{more}, or its number, 0 to "
-                        f"{len(classes) - 1}")
+        raise ViewError(f"--target {target}: no such class. Give a name ({first_names(classes)}) or number (0 to "
+                        f"{len(classes) - 1})")
     return int(target)
 
 
@@ -318,12 +316,11 @@ def draw_curves(folders: list[str]) -> Figure:
             raise ViewError(f"{folder / LOG_FILE}: {wrong}. The file is damaged, or train.py did not write it")
         if not any(event["event"] in plots.DRAWN for event in events):
             raise ViewError(f"--checkpoint {given}: no run with steps in its {LOG_FILE}. Give run folders such as output/NAME")
-        note = f" (without {unreadable} unreadable line{'s' * (unreadable > 1)} of its log)" if unreadable else ""
+        note = f" (without {unreadable} unreadable line{'s' * (unreadable > 1)} of its log)" * bool(unreadable)
         name = folder.resolve().name + note
         runs[name if name not in runs else str(folder) + note] = events
-    if len(runs) == 1:
-        return plots.learning_curves(*runs.values(), *runs)
-    return plots.compare_learning_curves(runs, f"{len(runs)} runs")
+    return plots.learning_curves(*runs.values(), *runs) if len(runs) == 1 else (
+        plots.compare_learning_curves(runs, f"{len(runs)} runs"))
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
