@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 BATCH, GPU_BATCH = 32, 64       # images; DeiT-Ti/16 takes 12 to 22 % less CPU time an image than with 64 (AMD EPYC, 1 thread)
 PEEKED = 256                    # images that decide how files are read, where the model does not say
-SHOWN = 2                       # classes of a row
+DEFAULT_TOP_K = 2                       # classes of a row
 LISTS = ".csv", ".tsv"
 EXAMPLES = (
     ("predict.py output/flowers photos/ > labels.csv", "labels every image below the folder photos"),
@@ -64,7 +64,7 @@ ARGUMENTS = {
                      "complete it is called FILE.partial (default: standard output)"},
         "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object on each line; json: one "
                      "list (default: csv)"},
-        "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {SHOWN}; with --split 1)"},
+        "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {DEFAULT_TOP_K}; with --split 1)"},
         "--sort": {"choices": ("loss",), "help": "with --split: sort the rows, the largest loss first (default: the order of the "
                    "data set)"}},
     "computation": {
@@ -225,9 +225,10 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
     settings = {name: run[name] for name in ("precision", "fp16_opt_level", "dataset")} if options.split else {}
     if options.precision:
         settings["precision"] = options.precision
+    top_k = options.top_k or (1 if options.split else min(DEFAULT_TOP_K, len(opened.classes)))
     return images, Work(
-        opened.model, opened.transform, reading, options.top_k or (1 if options.split else min(SHOWN, len(opened.classes))),
-        size, split, flipped=(options.tta or run["tta"]) == "flip", device=options.device, processes=processes, **settings)
+        opened.model, opened.transform, reading, top_k, size, split, flipped=(options.tta or run["tta"]) == "flip",
+        device=options.device, processes=processes, **settings)
 
 
 def describe(opened: "Opened", work: "Work", options: argparse.Namespace) -> str:

@@ -41,9 +41,9 @@ with process.imports("sweep.py"):
 
 ROOT = Path(__file__).resolve().parent
 NAME = "sweep"                                        # of a sweep without a name
-OWN = ("test", "resume_path", "eval_only")            # flags that a sweep sets itself, as it does the one that it tries
+SET_BY_SWEEP = ("test", "resume_path", "eval_only")            # flags that a sweep sets itself, as it does the one that it tries
 # Flags that can be tried: (the type of the values, the beginning of the folders' names). The sweep's own flag is the plural.
-TRIED = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
+SWEEPABLE = {"learning_rate": (positive_float, "lr"), "attention_loss_weight": (non_negative_float, "weight")}
 # A recipe may choose these differently for the final run, which has more images; the learning rate was not chosen for that.
 PINNED = ("train_batch_size", "randaugment_ops")
 RESULTS = ("split", "images", "accuracy", "top5", "loss")
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         flags_of_run = name_model(flags_of_script(flags), hub)
         check_folder(flags_of_run)
         values = values or rates_to_try(preview(flags_of_run, machine_of(flags_of_run)))
-        for name in (tried, *OWN):
+        for name in (tried, *SET_BY_SWEEP):
             if name in flags_of_run:
                 raise ConfigError(f"--{name}: a sweep sets it itself. Omit it.")
         run = argparse.Namespace(**preview(flags_of_run | {tried: values[-1]}))
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         process.collect_garbage()
         rows = []
         for value in values:
-            rows.append(finish(folder / f"{TRIED[tried][1]}-{value!r}", shared + trial, tried, value))
+            rows.append(finish(folder / f"{SWEEPABLE[tried][1]}-{value!r}", shared + trial, tried, value))
             write(folder, rows, tried)
         best = begun_with(folder / sweeps.FINAL, tried, rows) or sweeps.choose(rows)
         if best is None:
@@ -112,14 +112,14 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
                         + ", the paper's for CIFAR, Pets and Flowers; or four around the recipe's, where that is far from them)")
     parser.add_argument("--attention_loss_weights", metavar="FLOAT,...", help="with --attention_edits: 0,0.1,1 (default: none)")
     own, flags = parser.parse_known_args(argv)
-    asked = {name: getattr(own, f"{name}s") for name in TRIED if getattr(own, f"{name}s") is not None}
-    if not asked:
+    requested = {name: getattr(own, f"{name}s") for name in SWEEPABLE if getattr(own, f"{name}s") is not None}
+    if not requested:
         return "learning_rate", [], flags
-    if len(asked) > 1:
+    if len(requested) > 1:
         raise ConfigError("--learning_rates and --attention_loss_weights: a sweep tries only one of them")
-    (tried, text), = asked.items()
+    (tried, text), = requested.items()
     try:
-        values = [TRIED[tried][0](value) for value in re.split(r"[\s,;]+", text) if value]
+        values = [SWEEPABLE[tried][0](value) for value in re.split(r"[\s,;]+", text) if value]
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"--{tried}s {text}: each {error}. Expected numbers such as 0.001,0.003") from error
     if not values:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    with process.program("train.py", alone=False) as program:    # signals, one-line errors, exit codes
+    with process.program("train.py", single_process=False) as program:    # signals, one-line errors, exit codes
         flags = configuration.name_model(configuration.parse(argv), hub)
         if launch.one_node() and not launch.restarts():
             check(flags)                                         # what needs neither data nor PyTorch

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from . import harness
 from .harness import OURS
 
-LATER = ("DINOv2", "DINOv3", "EVA02", "SigLIP")
+LATER_FAMILIES = ("DINOv2", "DINOv3", "EVA02", "SigLIP")
 DEFAULT, FLAG = f"{OURS} (default)", f"{OURS} (bf16 in matmuls)"
 
 
@@ -66,7 +66,7 @@ def waiting(own: str = OURS) -> Callable[[dict], float | None]:
 
 STEP_TITLES = tuple(f"step ViT-{size}_16 224 " for size in ("Ti", "S", "B", "L"))
 EVALUATION_TITLES = ("evaluation ViT", "evaluation DeiT")
-LATER_TITLES = tuple(f"{question} {name}" for question in ("step", "evaluation") for name in LATER)
+LATER_TITLES = tuple(f"{question} {name}" for question in ("step", "evaluation") for name in LATER_FAMILIES)
 LARGER_TITLES = ("step ViT-L_16 224 bf16 ", "step ViT-B_16 384 bf16 ", "step ViT-L_16 384 bf16 ")
 PREPARED, INFERENCE = f"{OURS} (prepared)", "timm's inference.py"
 GOALS = (
@@ -113,7 +113,7 @@ GOALS = (
 )
 
 
-def judged(records: dict[str, dict], on_gpu: bool) -> list[tuple[Goal, str, float, bool]]:
+def evaluate_goals(records: dict[str, dict], on_gpu: bool) -> list[tuple[Goal, str, float, bool]]:
     """Return (goal, title of the record, figure, whether the goal is met) for each goal and each of its records."""
     found = []
     for goal in GOALS:
@@ -128,7 +128,7 @@ def judged(records: dict[str, dict], on_gpu: bool) -> list[tuple[Goal, str, floa
 def summary(records: dict[str, dict], on_gpu: bool) -> list[str]:
     """Return a table with one row for each goal: the range of its figures, and in how many tables it is met."""
     rows: dict[Goal, list[tuple[float, bool]]] = {}
-    for goal, _, figure, met in judged(records, on_gpu):
+    for goal, _, figure, met in evaluate_goals(records, on_gpu):
         rows.setdefault(goal, []).append((figure, met))
     lines = []
     for goal, found in rows.items():
@@ -144,7 +144,7 @@ def table(records: dict[str, dict], on_gpu: bool) -> list[str]:
     """Return a table with one row for each goal and each of its records."""
     lines = ["| goal | measured in | wanted | figure | met |", "|---|---|---:|---:|---|"]
     return lines + [f"| {goal.what} | {title} | {_wanted(goal)} | {_reached(goal, figure)} | {'yes' if met else 'no'} |"
-                    for goal, title, figure, met in judged(records, on_gpu)]
+                    for goal, title, figure, met in evaluate_goals(records, on_gpu)]
 
 
 def _wanted(goal: Goal) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-OWN = ("benchmarks", "configs", "models", "train", "utils")
+OUR_MODULES = ("benchmarks", "configs", "models", "train", "utils")
 
 
 class Absent(RuntimeError):
@@ -35,7 +35,7 @@ class Bench:
         try:
             self._step = getattr(importlib.import_module(module), function)(**given)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] in OWN:
+            if (error.name or "").partition(".")[0] in OUR_MODULES:
                 raise
             raise Absent(f"package {error.name} is not installed: pip install -r benchmarks/requirements.txt") from error
 

@@ -28,7 +28,7 @@ READS = {"": "the cls token or the mean over the patches: nothing says which (--
          "token": "the cls token", "gap": "the mean over the tokens", "patch_mean": "the mean over the patches, then a norm",
          "mean": "the mean over the patches", "token_mean": "the cls token and the mean over the patches",
          "attention": "what one learned query reads of the tokens"}
-SHOWN = 3                                          # names of classes
+MAX_SHOWN = 3                                          # names of classes
 COMMAND = "python -m models"
 EXAMPLES = (f"{COMMAND} output/flowers", f"{COMMAND} vit_base.safetensors", f"{COMMAND} facebook/dinov2-small")
 
@@ -115,13 +115,13 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     size = file.row.get("img_size", row.img_size)
     if not needs_heads:
         check_weights(file, row, size)
-    said = file.file.described
+    described = file.file.described
     own = ", with the sizes of the file" * ("hidden_size" in keys)
     lines = [f"model: {describe_row(name, keys, size)} (MODEL_TYPE={name}{own})",
              *_of_row(row, size, needs_heads), _of_images(file, row)]
     lines.append(_of_head(file, "" if may_read_either(file, row) else row.classifier))
-    lines += [f"note: {note}" for note in said.notes]
-    lines += [f"licence: {said.license}"] * bool(said.license)
+    lines += [f"note: {note}" for note in described.notes]
+    lines += [f"licence: {described.license}"] * bool(described.license)
     more = " --num_heads N" * needs_heads
     return [*lines, f"to use it: PRETRAINED_DIR={shlex.quote(what)} bash train.sh{more}"]
 
@@ -156,7 +156,7 @@ def _of_head(file: OpenedCheckpoint, classifier: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "")
 
 
 def _count(file: OpenedCheckpoint) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 LARGEST = 1e6            # of a factor or a mean
 LONGEST = 4096           # characters of a text: as long as a path may be
 LONGEST_WORD = 1 << 17   # of an argument on a command line: Linux's limit
-SHOWN = 30               # of a value in a message
+MAX_SHOWN = 30               # of a value in a message
 LISTED = 4               # up to so many choices of text are quoted in a message
 
 
@@ -23,12 +23,12 @@ def brief(value: object) -> str:
     if kind in (list, tuple, dict) and not (kind is tuple and len(value) <= 4 and all(map(is_number, value))):
         return f"a {kind.__name__} of {len(value)}"
     if kind is str:
-        text = ascii(value[:SHOWN + 1])                   # bidirectional letters could make it look like another text
+        text = ascii(value[:MAX_SHOWN + 1])                   # bidirectional letters could make it look like another text
     elif kind in (bytes, int):
-        text = repr(value) if kind is bytes or abs(value) < 10 ** SHOWN else "an int of more than 30 digits"
+        text = repr(value) if kind is bytes or abs(value) < 10 ** MAX_SHOWN else "an int of more than 30 digits"
     else:
         text = repr(value) if value is None or kind in (bool, float, tuple) else f"a {kind.__name__}"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN - 3]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN - 3]}..."
 
 
 def named(name: object) -> str:

@@ -55,7 +55,7 @@ def test_inconsistent_variables_are_reported_with_advice(monkeypatch, words, why
 
 def test_inconsistent_variables_end_only_programs_of_several_processes(monkeypatch, capfd):
     setenv(monkeypatch, "RANK=1 LOCAL_RANK=1")
-    with pytest.raises(SystemExit) as end, process.program("x.py", alone=False):
+    with pytest.raises(SystemExit) as end, process.program("x.py", single_process=False):
         raise AssertionError("not reached")
     assert end.value.code == 2
     assert capfd.readouterr().err.startswith("x.py: error: the environment has RANK=1 LOCAL_RANK=1, which")

@@ -186,7 +186,7 @@ class BadImage(ValueError):
 
 
 def code_of(error: Exception | None, code: int = 0) -> int:
-    with process.program("x.py", alone=False) as program:
+    with process.program("x.py", single_process=False) as program:
         program.exit_code = code
         if error is not None:
             raise error
@@ -196,7 +196,7 @@ def code_of(error: Exception | None, code: int = 0) -> int:
 @pytest.mark.parametrize(("error", "code", "line"), [
     (BadImage("a.png:\n cut off"), 5, "x.py: error: a.png: cut off\n"),
     (FileNotFoundError(2, "No such file", "a.png"), 2, "x.py: error: a.png: No such file\n"), (None, 0, "")])
-def test_user_error_is_one_line_with_its_exit_code(capfd, error, code, line):
+def test_user_error_is_reported_in_one_line_with_its_exit_code(capfd, error, code, line):
     assert code_of(error) == code and capfd.readouterr().err == line
 
 
@@ -212,7 +212,7 @@ def test_error_comes_after_earlier_output():
     KeyError("a"), OSError("no file"), ValueError("not ours"), RuntimeError(),
     ModuleNotFoundError("No module named 'utils.x'", name="utils.x")])
 def test_bug_keeps_its_traceback(launch, error):
-    with pytest.raises(type(error)), process.program("x.py", alone=False):
+    with pytest.raises(type(error)), process.program("x.py", single_process=False):
         raise error
     assert (launch / "code-000").read_text() == "1"
 
@@ -294,7 +294,7 @@ def test_every_program_survives_a_closed_output(verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_missing_package_is_one_line(verb):
+def test_missing_package_is_reported_in_one_line(verb):
     code = (f"import runpy, sys; sys.modules['ml_collections'] = None; sys.argv = ['{verb}.py']; "
             f"runpy.run_path('{verb}.py', run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

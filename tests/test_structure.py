@@ -44,7 +44,7 @@ FENCED = {"torchvision": {"utils.data", "utils.attention.edit_transform"},
           "torch.distributed": {"utils.distributed"}}
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("utils/**/*.py")]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-OWN = {name.partition(".")[0] for name in MODULES}
+OWN_MODULES = {name.partition(".")[0] for name in MODULES}
 
 
 def is_in(module: str, room: str) -> bool:
@@ -79,7 +79,7 @@ def test_imports_are_allowed(module):
     if room.startswith("utils."):
         allowed |= LEAVES
     beyond = {name for name in imports_of(module)
-              if name.partition(".")[0] in OWN and not any(is_in(name, other) for other in allowed)}
+              if name.partition(".")[0] in OWN_MODULES and not any(is_in(name, other) for other in allowed)}
     assert not beyond, f"{module} imports {beyond}"
 
 

@@ -41,7 +41,7 @@ COLOR = re.compile(r"\x1b\[[0-9;]*m")                 # in the lines of other pa
 OWN_MODULES = ("configs", "models", "utils")         # a missing one of these is a bug
 
 _ends_at_once = _nodes_know = False
-_asked_at = float("inf")
+_stop_requested_at = float("inf")
 
 
 class Program:
@@ -53,15 +53,15 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(name: str, signals: bool = True, alone: bool = True) -> Iterator[Program]:
+def program(name: str, signals: bool = True, single_process: bool = True) -> Iterator[Program]:
     """Context for everything a program does: handles signals, reports user errors in one line, and determines the exit code.
 
     A user error is a ValueError with the class attribute `exit_code`, or an OSError about a file; anything else is a bug and
     keeps its traceback. Afterwards, `exit_code` is the code for the process to end with. signals: whether to handle signals
-    (StopSignal). alone: this is the only process, whatever RANK and WORLD_SIZE in the environment are for. Exits at once if no
+    (StopSignal). single_process: this is the only process, whatever RANK and WORLD_SIZE are set for. Exits at once if no
     program can work in this environment.
     """
-    if alone:
+    if single_process:
         launch.drop_place()
     if launch.below_launcher():
         die_with_parent()
@@ -229,7 +229,7 @@ class StopSignal:
         self.saves, self.kept = False, "stopped before the first step; nothing to save"
         self._name, self._process = name, os.getpid()
         self._before: dict = {}
-        self._asked: float | None = None
+        self._requested_at: float | None = None
         self._wakeup: tuple[int, int] | None = None        # the descriptors of signal.set_wakeup_fd before, and in this block
 
     def __enter__(self) -> "StopSignal":
@@ -250,11 +250,11 @@ class StopSignal:
         before, writer = self._wakeup
         signal.set_wakeup_fd(before)
         os.close(writer)                           # ends the thread
-        global _asked_at
-        _asked_at = float("inf")
+        global _stop_requested_at
+        _stop_requested_at = float("inf")
 
     def requested(self) -> bool:
-        return self._asked is not None
+        return self._requested_at is not None
 
     def _handle(self, number: int, _frame) -> None:
         if os.getpid() != self._process:           # a forked child that has not set its own handlers yet
@@ -262,10 +262,10 @@ class StopSignal:
         now = time.monotonic()
         if not self.saves:
             self._leave_unsaved(number)
-        elif self._asked is None:
-            global _asked_at
-            self._asked = _asked_at = now
-        elif now - self._asked > (ONE_REQUEST if launch.below_launcher() else 0.0):
+        elif self._requested_at is None:
+            global _stop_requested_at
+            self._requested_at = _stop_requested_at = now
+        elif now - self._requested_at > (ONE_REQUEST if launch.below_launcher() else 0.0):
             self._print(number, "stopped at once")
             launch.post_exit_code(EXIT_PREEMPTED)
             os._exit(EXIT_PREEMPTED)
@@ -280,7 +280,7 @@ class StopSignal:
             while numbers := os.read(reader, 64):
                 for number in set(numbers) & set(self._before):
                     time.sleep(UNHANDLED_S)
-                    if not self.saves and self._asked is None:
+                    if not self.saves and self._requested_at is None:
                         self._leave_unsaved(number)
             os.close(reader)
 
@@ -293,8 +293,8 @@ class StopSignal:
 
     def _print(self, number: int, words: str) -> None:
         with contextlib.suppress(OSError):
-            asked = "asked to stop" if launch.launch_file("") and number == signal.SIGUSR1 else signal.Signals(number).name
-            os.write(2, f"{self._name}: {asked}: {words}\n".encode())          # train.sh sends SIGUSR1 for every request
+            request = "asked to stop" if launch.launch_file("") and number == signal.SIGUSR1 else signal.Signals(number).name
+            os.write(2, f"{self._name}: {request}: {words}\n".encode())          # train.sh sends SIGUSR1 for every request
 
 
 # A signal to a forked child must not wake the thread of its parent.
@@ -309,7 +309,7 @@ def _leave() -> None:
 
 def requested_at() -> float:
     """Return when this process was asked to stop, by time.monotonic(); infinity if it was not."""
-    return _asked_at
+    return _stop_requested_at
 
 
 def die_with_parent() -> None:

@@ -16,7 +16,7 @@ from .zip_archive import shown
 _RANGE = Kind("two whole numbers, the lower first", lambda value: isinstance(value, list) and len(value) == 2
               and all(map(is_whole, value)) and -32768 <= value[0] < value[1] <= 65535)
 _VALUE = Kind("text or a number", lambda value: TEXT.holds(value) or is_number(value))
-OWN = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
+OWN_RECORD = Record({"reading": Record({"exif": one_of("follow", "off"), "intensity_range": _RANGE,
                                  "alpha": one_of("white", "black", "mask", "ignore")}),
               "tta": one_of("none", "flip"), "card": Each(Each(_VALUE, keys=NAME), keys=NAME)}, optional=("reading", "tta"))
 
@@ -190,7 +190,7 @@ def _patch_of(name: str) -> int | None:
 
 
 def _take_own_run(found: Description, own: object) -> None:
-    if fault := OWN.fault(OWN_ENTRY, own):
+    if fault := OWN_RECORD.fault(OWN_ENTRY, own):
         raise WeightsError(fault)
     found.view |= {name: tuple(value) if isinstance(value, list) else value
                    for name, value in own.get("reading", {}).items()} | {name: own[name] for name in ("tta",) if name in own}

@@ -1,4 +1,4 @@
-"""The editor's server, over real sockets: what it answers, and what it refuses."""
+"""The editor's server, over real sockets: its answers, and the requests that it refuses."""
 
 import http.client
 import io
@@ -24,7 +24,7 @@ class Client:
         self.port, self.folder, self.host = port, folder, f"127.0.0.1:{port}"
 
     def ask(self, method: str, path: str, body=None, **headers: str):
-        """-> (status, content, headers); underscores in names of headers stand for hyphens"""
+        """Send a request. Return (status, content, headers). Underscores in names of headers mean hyphens."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
@@ -159,7 +159,7 @@ def test_an_edit_of_a_picture_that_was_replaced_is_refused(client):
     status, answer, _ = client.put(edit() | {"checksum": "sha256:0"})
     assert status == 422 and "replaced" in answer["error"] and client.files() == []
     assert client.put(edit() | {"checksum": seen})[0] == 200
-    assert client.put(edit(image="val/3.png"), 3)[0] == 422                # of a server with other images
+    assert client.put(edit(image="val/3.png"), 3)[0] == 422                # the page of a server with other images
 
 
 def test_other_addresses_and_methods_are_refused(shared):
@@ -177,10 +177,10 @@ def test_other_addresses_and_methods_are_refused(shared):
 
 @pytest.mark.parametrize("length, body", [
     ("Content-Length: 20000", b" " * 9_300),
-    ("Content-Length: 999999999999", b" " * 9_300),                                   # announced, and never comes
+    ("Content-Length: 999999999999", b" " * 9_300),                                   # announced but never sent
     ("Transfer-Encoding: chunked", b"4e20\r\n" + b" " * 9_300 + b"\r\n")], ids=["whole", "announced", "chunked"])
-def test_oversized_bodies_are_refused_however_they_come(shared, length, body):
-    """Before they have come to their end, so that nobody can fill the memory."""
+def test_oversized_bodies_are_refused(shared, length, body):
+    """Before they have been read completely, so that nobody can fill the memory."""
     with socket.create_connection(("127.0.0.1", shared.port), timeout=10) as stream:
         stream.sendall(f"PUT /api/images/2/edit HTTP/1.1\r\nHost: {shared.host}\r\nContent-Type: application/json\r\n"
                        f"{length}\r\n\r\n".encode() + body)
@@ -188,7 +188,7 @@ def test_oversized_bodies_are_refused_however_they_come(shared, length, body):
     assert shared.ask("GET", "/api/state")[0] == 200 and shared.files() == []
 
 
-def test_a_body_that_breaks_off_is_no_edit(shared, capfd):
+def test_an_incomplete_body_is_not_saved(shared, capfd):
     with socket.create_connection(("127.0.0.1", shared.port), timeout=10) as stream:
         stream.sendall(f"PUT /api/images/2/edit HTTP/1.1\r\nHost: {shared.host}\r\nContent-Type: application/json\r\n"
                        "Content-Length: 500\r\n\r\n".encode() + b'{"image":')
@@ -208,7 +208,7 @@ def test_an_error_of_the_disk_is_reported_and_can_be_retried(client):
 # ----------------------------------------------------------------------------------------------------- server
 
 
-def test_served_on_all_addresses_names_of_others_are_still_refused(tmp_path):
+def test_a_server_on_all_addresses_refuses_names_of_other_hosts(tmp_path):
     with serving(Session(gallery(), tmp_path), host="0.0.0.0") as port:
         client = Client(port, tmp_path)
         for host, status in (("192.168.1.7:80", 200), ("[fe80::1]:80", 200), (socket.gethostname(), 200),
@@ -216,10 +216,10 @@ def test_served_on_all_addresses_names_of_others_are_still_refused(tmp_path):
             assert client.ask("GET", "/api/state", Host=host)[0] == status, host
 
 
-def test_a_port_in_use_is_one_line():
+def test_a_port_in_use_is_reported_in_one_line():
     with server.listen("127.0.0.1", 0) as listening, pytest.raises(server.ServerError, match="Use --port 0 for any free port"):
         server.listen("127.0.0.1", listening.getsockname()[1])
-    for host in ("no.such.host.invalid", "203.0.113.1"):                          # nowhere; not an address of this machine
+    for host in ("no.such.host.invalid", "203.0.113.1"):                         # an unknown name; not an address of this machine
         with pytest.raises(server.ServerError, match=r"--host 0\.0\.0\.0 for all its addresses") as caught:
             server.listen(host, 0)
         assert host in str(caught.value) and "--port 0 for" not in str(caught.value)

@@ -28,7 +28,7 @@ def one(value: float, row: int = 1, column: int = 2):
     return values, edited
 
 
-def test_an_edit_is_on_the_disk_and_comes_back(session, tmp_path):
+def test_an_edit_is_written_to_the_disk_and_read_back(session, tmp_path):
     saved = session.save(2, "", *one(0.7))
     edit = edits.read(tmp_path / "train/2.png.json")
     assert (edit.image, edit.checksum, edit.who) == ("train/2.png", session.gallery.checksum(2), "Ada")
@@ -76,13 +76,13 @@ def test_a_damaged_file_is_reported_and_kept(session, tmp_path, damage):
     assert not path.exists() and (tmp_path / "train/0.png.json.damaged-2").read_text() == "again"
 
 
-def test_an_edit_of_another_image_is_no_edit_of_this_one(session, tmp_path):
+def test_an_edit_of_another_image_is_not_used_for_this_one(session, tmp_path):
     session.save(0, "", *one(0.5))
     os.rename(tmp_path / "train/0.png.json", tmp_path / "train/1.png.json")
     assert "another image" in session.image(1)["problem"] and session.image(0)["revision"] == ""
 
 
-def test_links_folders_and_pipes_in_place_of_a_file_are_moved_aside(session, tmp_path):
+def test_links_folders_and_pipes_instead_of_a_file_are_moved_aside(session, tmp_path):
     (tmp_path / "train/1.png.json").mkdir(parents=True)
     (tmp_path / "train/2.png.json").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(tmp_path / "train/3.png.json")
@@ -95,7 +95,7 @@ def test_links_folders_and_pipes_in_place_of_a_file_are_moved_aside(session, tmp
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_an_edit_on_other_patches_is_shown_where_it_lies_in_the_image(tmp_path):
+def test_an_edit_on_other_patches_is_shown_at_its_place_in_the_image(tmp_path):
     """Two columns of the left half on a grid of 2 x 2, seen by a crop of the image's lower right three quarters."""
     fine = Session(gallery(region=(0.25, 0.25, 1.0, 1.0)), tmp_path)
     values = np.array([[0.2, 0.4], [0.6, 0.8]], np.float32)
@@ -131,7 +131,7 @@ def test_filters(session):
 
 
 def test_the_search_pauses_during_requests(tmp_path):
-    """A request that takes long stops it; saving never waits for it."""
+    """A long request pauses it, and saving never waits for it."""
     images = gallery(count=200)
     slow = dataclasses.replace(images, predict=lambda indices: (time.sleep(0.2), images.predict(indices))[1])
     session, stop = Session(slow, tmp_path), threading.Event()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import ALONE, write_checkpoint
+from building import ONE_RANK, write_checkpoint
 from headers import save_plain
 from ranks import Ranks
 from runs import FOLDER, load_state, make_tree
@@ -55,17 +55,17 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
     assert (facts.train_images, facts.num_classes, facts.image_sizes) == (1097, 10, ())
     assert (facts.test_is_val, facts.start_settings, facts.start_head_classes) == (False, None, None)
     sources = choose({"pretrained_dir": str(tmp_path), "test_fraction": 0.2})
-    facts = build.find(sources, None, ALONE).facts
+    facts = build.find(sources, None, ONE_RANK).facts
     assert (facts.test_is_val, facts.start_settings["num_heads"], facts.start_head_classes) == (True, 2, 10)
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, seen: [seen, (*seen[:-1], "other names")])
     with pytest.raises(DataError, match="the nodes have different data"):
-        build.find(sources, None, ALONE)
+        build.find(sources, None, ONE_RANK)
 
 
 def test_memory_and_cores_are_the_least_of_all_processes(monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, own: [own, (own[0] - 1, 99), (own[0] + 1, 1)])
-    own = total_memory(ALONE.device)
-    assert build.machine(ALONE) == Machine("cpu", own - 1, 1)
+    own = total_memory(ONE_RANK.device)
+    assert build.machine(ONE_RANK) == Machine("cpu", own - 1, 1)
 
 
 def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
@@ -77,7 +77,7 @@ def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
     for more, expected in (({}, Reading("follow")), ({"head": "keep"}, Reading("off", alpha="mask")),
                            ({"eval_only": True}, Reading("off", alpha="mask")),
                            ({"head": "keep", "exif": "follow"}, Reading("follow", alpha="mask"))):
-        found = build.find(choose(start | more), None, ALONE)
+        found = build.find(choose(start | more), None, ONE_RANK)
         assert found.splits.reading == expected and found.facts.reading == vars(expected)
         assert found.start.path == tmp_path / "r/best.pt"
 
@@ -90,13 +90,13 @@ def test_the_default_start_is_the_models_checkpoint():
 
 def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert build.saved_run({}, ALONE) is None
-    assert build.saved_run({"resume_path": "auto", "name": "r"}, ALONE) is None
+    assert build.saved_run({}, ONE_RANK) is None
+    assert build.saved_run({"resume_path": "auto", "name": "r"}, ONE_RANK) is None
     assert "no run to resume in output/r yet: starting a new one" in capsys.readouterr().out
     write_checkpoint(Path("output/r/best.pt"))
-    saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ALONE)
+    saved = build.saved_run({"resume_path": "output/r", "eval_only": True}, ONE_RANK)
     assert (saved.opened.path, saved.facts.step, saved.facts.train_images) == (Path("output/r/best.pt"), 0, 1097)
-    assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ALONE).start is None
+    assert build.find(choose({"resume_path": "output/r"}, saved.state.config), saved, ONE_RANK).start is None
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_run_of_an_earlier_version_keeps_the_name_of_its_held_out_split(tmp_pa
     """Earlier versions called a single held-out split "test", whatever its folder was called. predict.py accepts both names."""
     monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
     config = write_checkpoint(tmp_path / "best.pt", *FOLDER).config
-    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ONE_RANK)
     saved = dataclasses.replace(saved, state=dataclasses.replace(saved.state, rules=rules))
     splits = open_data(choose({"resume_path": str(tmp_path)}, config.to_dict()), saved)
     assert splits.val_name == name and splits.val_is_test
@@ -154,9 +154,9 @@ def numbers(tmp_path, monkeypatch) -> None:
 
 def saved_for(flags: dict) -> tuple:
     typed = {"resume_path": "run/best.pt", "eval_only": True, "name": "next"} | flags
-    saved = build.saved_run(typed, ALONE)
+    saved = build.saved_run(typed, ONE_RANK)
     sources = choose(typed, saved.state.config)
-    return build.find(sources, saved, ALONE), typed, saved
+    return build.find(sources, saved, ONE_RANK), typed, saved
 
 
 def test_an_evaluation_keeps_the_order_of_its_checkpoint_on_any_data(numbers):
@@ -201,16 +201,16 @@ def test_the_held_out_fraction_of_a_run_does_not_apply_to_other_images(numbers):
 def test_a_head_that_names_no_classes_needs_their_order(numbers):
     flags = {"dataset": "folder", "data_dir": "tree", "recipe": "digits", "pretrained_dir": "head.npz", "eval_only": True}
     size = {"hidden_size": 16, "mlp_dim": 32, "num_heads": 2, "num_layers": 1, "patch_size": 4}
-    found = build.find(choose(flags), None, ALONE)
+    found = build.find(choose(flags), None, ONE_RANK)
     assert found.facts.class_orders == ("2, 9, 10", "10, 2, 9") and not found.facts.start_names_classes
     with pytest.raises(ConfigError, match=r"does not name its classes.*--class_order text \(10, 2, 9\).*number \(2, 9, 10\)"):
         resolve(flags | size, found.facts)
     for order in ("text", "number"):
         assert resolve(flags | size | {"class_order": order}, found.facts).class_order == order
-    named = build.find(choose(flags | {"pretrained_dir": "run"}), None, ALONE)
+    named = build.find(choose(flags | {"pretrained_dir": "run"}), None, ONE_RANK)
     assert named.splits.classes == NUMBERS and named.facts.start_names_classes
     make_tree(Path("words"), ("a", "b", "c"))
-    found = build.find(choose(flags | {"data_dir": "words"}), None, ALONE)
+    found = build.find(choose(flags | {"data_dir": "words"}), None, ONE_RANK)
     assert resolve(flags | size | {"data_dir": "words"}, found.facts).head == "keep"
 
 
@@ -221,20 +221,20 @@ def test_a_teacher_is_opened_before_the_data(tmp_path):
     for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
                                  (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
         with pytest.raises(ConfigError, match=words):
-            build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ALONE)
+            build.find(choose(nowhere | {"teacher": str(teacher)} | more), None, ONE_RANK)
     sources = choose({"dataset": "digits", "pretrained_dir": "none", "distillation": "soft", "teacher": str(tmp_path / "x.pth"),
                       "num_heads": 4})
-    found = build.find(sources, None, ALONE)
+    found = build.find(sources, None, ONE_RANK)
     assert found.teacher.model.config.num_heads == 4
     count = sum(value.numel() for value in torch.load(tmp_path / "x.pth", weights_only=True).values())
     assert found.facts.teacher_parameters == count, "it is in memory too"
-    assert build.find(dataclasses.replace(sources, teacher=None), None, ALONE).facts.teacher_parameters == 0
+    assert build.find(dataclasses.replace(sources, teacher=None), None, ONE_RANK).facts.teacher_parameters == 0
     assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
 
 
 def test_facts_of_a_file_of_another_program(tmp_path):
     save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
-    facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
+    facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ONE_RANK).facts
     assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
                                "num_layers": 1, "img_size": 12, "names_img_size": False}
     assert (facts.start_settings, facts.start_head_classes) == (None, 10)
@@ -247,7 +247,7 @@ def test_the_classifier_in_config_json_is_a_fact(tmp_path):
     for uses, classifier in ((True, "attention"), (False, "mean")):
         said["vision_config"]["vision_use_head"] = uses
         (start / "config.json").write_text(json.dumps(said))
-        facts = build.find(choose({"pretrained_dir": str(start)}), None, ALONE).facts
+        facts = build.find(choose({"pretrained_dir": str(start)}), None, ONE_RANK).facts
         assert facts.start_row["classifier"] == classifier
 
 
@@ -258,7 +258,7 @@ def test_a_failed_download_is_reported_before_the_data_are_opened(tmp_path, monk
     for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Or start"),
                               ({"pretrained_dir": "augreg/S_16"}, "augreg/index.csv", ", and then the file that it names")):
         with pytest.raises(ConfigError) as caught:
-            build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "no data"} | flags), None, ALONE)
+            build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "no data"} | flags), None, ONE_RANK)
         line = str(caught.value)
         assert line.startswith(f"--pretrained_dir: could not download http://127.0.0.1:9/vit/{file} (Connection refused); ")
         assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "(--pretrained_dir FILE, PRETRAINED_DIR)" in line

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from building import ALONE, build_objects, write_checkpoint
+from building import ONE_RANK, build_objects, write_checkpoint
 from other_programs import renamed
 
 from models import create_model, load_model
 from models.checkpoints.opened import OpenedCheckpoint
-from utils import build
+from utils import build, launch
 from utils.build.model import describe_license, describe_model, describe_outputs
 from utils.config import ConfigError, Facts, resolve
 
@@ -38,9 +38,9 @@ def test_images_prepared_too_small_cause_a_warning(capsys):
     objects = build_objects()
     for prepared in (7, 8):
         splits = dataclasses.replace(objects.found.splits, prepared=prepared)
-        build.build_model(objects.config, dataclasses.replace(objects.found, splits=splits), None, ALONE)
+        build.build_model(objects.config, dataclasses.replace(objects.found, splits=splits), None, ONE_RANK)
     printed = capsys.readouterr().out
-    assert printed.count("they are enlarged; prepare them with python dataset.py prepare --size 9\n") == 1
+    assert printed.count(f"they are enlarged; prepare them with {launch.command('dataset.py')} prepare --size 9\n") == 1
     assert "less than the model's 8x8 px" in printed and "prepared, the shorter side 8 px at most" in printed
 
 
@@ -65,20 +65,20 @@ def test_the_assumed_classes_of_a_head_without_names_are_printed():
 def test_a_resumed_model_has_the_checkpoints_weights(tmp_path, eval_only, value):
     """With --eval_only the averaged weights, if there are any."""
     objects = write_checkpoint(tmp_path / "best.pt")
-    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ONE_RANK)
     weights, average = ({name: torch.full_like(each, number) for name, each in saved.state.model.items()} for number in (2, 3))
     saved = dataclasses.replace(saved, state=dataclasses.replace(saved.state, model=weights, ema=average))
-    built = build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
+    built = build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ONE_RANK)
     assert {each.unique().item() for each in built.model.state_dict().values()} == {value}
 
 
 @pytest.mark.parametrize("eval_only", [True, False])
 def test_a_resumed_model_whose_weights_are_not_finite_is_refused(tmp_path, eval_only):
     objects = write_checkpoint(tmp_path / "best.pt")
-    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
+    saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ONE_RANK)
     saved.state.model["blocks.0.norm1.weight"][3] = float("inf")
     with pytest.raises(ConfigError, match=r"^--resume_path: .*best\.pt: 1 of the .* numbers of blocks\.0\.norm1.weight are not"):
-        build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
+        build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ONE_RANK)
 
 
 def test_settings_of_a_start_of_another_program_are_kept(tmp_path):

@@ -6,7 +6,7 @@ import string
 import numpy as np
 import pytest
 import torch
-from building import ALONE, write_checkpoint
+from building import ONE_RANK, write_checkpoint
 from headers import save_plain
 from PIL import Image
 
@@ -174,7 +174,7 @@ def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_fl
                                ("whole.pth", {}, "whole.pth: the file has arrays that the model lacks: my_head.weight")):
         flags = digits | {"pretrained_dir": str(tmp_path / start), **more}
         with pytest.raises(ConfigError, match=f"^--pretrained_dir: .*{start}: .*{words}|^--pretrained_dir: .*{words}"):
-            found = build.find(choose(flags), None, ALONE)
-            build.build_model(resolve(flags, found.facts), found, None, ALONE)
+            found = build.find(choose(flags), None, ONE_RANK)
+            build.build_model(resolve(flags, found.facts), found, None, ONE_RANK)
         with pytest.raises(ConfigError, match=f"^--teacher: .*{words if start != 'head.pth' else refused}"):
             open_model(tmp_path / start, flag="--teacher")

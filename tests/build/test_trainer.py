@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from building import ALONE, build_objects, write_checkpoint
+from building import ONE_RANK, build_objects, write_checkpoint
 
 from models import create_model
 from utils import build
@@ -18,14 +18,14 @@ def test_a_resumed_trainer_has_the_state_of_the_checkpoint(tmp_path):
     """The state is released: otherwise a second copy of optimizer and weights would stay in memory for the whole run."""
     objects = build_objects("--optimizer", "sgd", "--ema_decay", 0.5, "--fp16", "--fp16_opt_level", "O1")
     write_checkpoint(tmp_path / "best.pt")
-    state = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE).state
+    state = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ONE_RANK).state
     optimizer = objects.trainer.optimizer.state_dict()
     optimizer["state"] = {number: {"momentum_buffer": torch.full_like(each["momentum_buffer"], 4.0)}
                           for number, each in optimizer["state"].items()}
     average = {name: torch.full_like(each, 3.0) for name, each in state.model.items()}
     scaler = objects.trainer.scaler.state_dict() | {"scale": 32.0, "_growth_tracker": 5}
     state = dataclasses.replace(state, optimizer=optimizer, ema=average, scaler=scaler, step=7, updates=6, skips=1)
-    trainer = build.build_trainer(objects.config, state, ALONE, objects.built, objects.data)
+    trainer = build.build_trainer(objects.config, state, ONE_RANK, objects.built, objects.data)
     assert trainer.progress == (7, 6, 1) and trainer.scaler.state_dict() == scaler
     assert {each.unique().item() for each in trainer.ema.model.state_dict().values()} == {3}
     assert {each["momentum_buffer"].unique().item() for each in trainer.optimizer.state.values()} == {4}
@@ -50,7 +50,7 @@ def test_a_new_learning_rate_on_resume_may_equal_that_of_the_head(capsys, flags)
         for number, parameter in enumerate(named.values()):
             parameter.grad = torch.full_like(parameter, number + 1.0)
         saved.step()
-        trainer = build.build_trainer(resumed, saved_state(objects.config, saved), ALONE, objects.built, objects.data)
+        trainer = build.build_trainer(resumed, saved_state(objects.config, saved), ONE_RANK, objects.built, objects.data)
         for parameter in named.values():
             assert torch.equal(trainer.optimizer.state[parameter]["exp_avg"], saved.state[parameter]["exp_avg"])
     assert "changed:" not in capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_a_change_of_eps_is_printed_when_a_run_is_resumed_in_float16(capsys):
                      for precision in (["fp32"], ["fp16", "--fp16_opt_level", "O3"]))
     state = saved_state(objects.config, objects.trainer.optimizer)
     state.updates = 0                                    # before its first update an optimizer has no state
-    trainer = build.build_trainer(half.config, state, ALONE, half.built, half.data)
+    trainer = build.build_trainer(half.config, state, ONE_RANK, half.built, half.data)
     assert trainer.optimizer.param_groups[0]["eps"] == 1e-4
     assert capsys.readouterr().out.count("changed: the optimizer's eps is 0.0001 (was 1e-08)") == 1
 

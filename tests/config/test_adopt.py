@@ -1,4 +1,4 @@
-"""Start weights of another program: what their file tells becomes settings, where no flag sets them."""
+"""Start weights of another program: values in their file become settings, unless flags set these."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ def config(row: dict, flags: dict | None = None):
     return resolve({"dataset": "oxford_pets", "pretrained_dir": "w.pth", **(flags or {})}, facts)
 
 
-def test_sizes_of_its_own_are_taken_with_the_image_size():
+def test_sizes_and_image_size_of_the_file_become_settings():
     found = config(TINY, {"num_heads": 2})
     assert (found.model_type, found.patch_size, found.hidden_size, found.mlp_dim, found.num_layers, found.num_heads) == (
         "ViT-B_16", 4, 32, 64, 2, 2)
@@ -25,7 +25,7 @@ def test_sizes_of_its_own_are_taken_with_the_image_size():
 
 
 def test_the_batch_is_divided_for_the_sizes_of_the_file():
-    """Not for those of the row that they are put into."""
+    """Not for the sizes of the row of configs.py that they replace."""
     facts = Facts(1000, 10, start_row=TINY, start_path="w.pth", memory=24 << 30)
     flags = {"dataset": "oxford_pets", "pretrained_dir": "w.pth", "num_heads": 2}
     large = TINY | {"patch_size": 16, "hidden_size": 1536, "mlp_dim": 6144, "num_layers": 24}
@@ -36,12 +36,12 @@ def test_the_batch_is_divided_for_the_sizes_of_the_file():
     assert tiny == 1 < row < huge
 
 
-def test_heads_that_nothing_tells_are_asked_for():
+def test_an_unknown_number_of_heads_is_reported():
     with pytest.raises(ConfigError, match=r"--pretrained_dir w.pth: its sizes \(width 32, 2 blocks\) .* add --num_heads 1,"):
         config(TINY)
 
 
-def test_a_known_model_is_taken_with_its_row():
+def test_a_known_model_gets_its_row():
     found = config(FOLDER)
     assert (found.model_type, found.hidden_size, found.img_size) == ("DeiT-S_16", None, 384)
     assert (found.interpolation, found.eval_crop) == ("bilinear", 0.0)                 # a new task
@@ -52,8 +52,8 @@ def test_a_known_model_is_taken_with_its_row():
 @pytest.mark.parametrize(("model", "own", "of_photos"), [
     ("DINOv2-S_14", ("bicubic", 1.0), ("bicubic", 1.0)), ("SigLIP-B_16", ("bicubic", 0.9), ("bicubic", 0.9)),
     ("LingBot-S_16", ("bilinear", 0.0), ("bilinear", 0.0)), ("ViT-B_16", ("bilinear", 0.0), ("bicubic", 0.875))])
-def test_a_family_brings_its_view_to_a_new_task(model, own, of_photos):
-    """Flags win, then its config.json, then a recipe that is no function; of elongated images `photos` shows all."""
+def test_a_family_sets_the_preprocessing_of_a_new_task(model, own, of_photos):
+    """Flags win, then its config.json, then a recipe without a function. Elongated images are shown whole by `photos`."""
     facts = Facts(1000, 10, image_sizes=((300, 200),))
     flags = {"dataset": "oxford_pets", "model_type": model}
 
@@ -73,15 +73,15 @@ def test_a_family_brings_its_view_to_a_new_task(model, own, of_photos):
 
 
 @pytest.mark.parametrize("more", [{"head": "keep"}, {"eval_only": True}])
-def test_a_head_that_is_kept_sees_images_as_it_did(more):
+def test_a_kept_head_keeps_its_preprocessing(more):
     found = config(FOLDER | {"names_img_size": False}, more)
     assert (found.img_size, found.interpolation, found.eval_crop) == (384, "bicubic", 0.9)
     typed = {"img_size": 224, "interpolation": "bilinear", "eval_crop": 0.5}
     assert {name: getattr(config(FOLDER, more | typed), name) for name in typed} == typed
 
 
-def test_a_model_that_is_typed_stays():
-    """The file is compared with it when it is loaded; but what pools its tokens no row can change."""
+def test_a_model_type_on_the_command_line_wins():
+    """The file is compared with it when it is loaded. Its kind of pooling is used, unless a flag sets that too."""
     found = config(TINY | {"classifier": "patch_mean", "in_channels": 1}, {"model_type": "ViT-Ti_16"})
     assert (found.model_type, found.hidden_size, found.classifier, found.in_channels) == ("ViT-Ti_16", None, "patch_mean", 1)
     assert config(TINY | {"classifier": "gap"}, {"model_type": "ViT-Ti_16", "classifier": "token"}).classifier == "token"
@@ -93,6 +93,6 @@ def test_the_file_of_the_model_itself_changes_nothing():
     assert config(row) == plain
 
 
-def test_sizes_of_the_recipe_give_way():
+def test_sizes_of_the_recipe_are_replaced():
     found = config({"model_type": "DeiT-S_16", "names_img_size": False}, {"recipe": "scratch-small", "dataset": "cifar100"})
     assert (found.model_type, found.hidden_size, found.num_layers) == ("DeiT-S_16", None, None)

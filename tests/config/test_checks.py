@@ -1,4 +1,4 @@
-"""What fails before PyTorch is loaded, and what the data refuse."""
+"""Errors that are found before PyTorch is loaded, and settings that do not fit the data."""
 
 import re
 import subprocess
@@ -54,8 +54,8 @@ def test_impossible_flags_are_refused_before_anything_is_opened(words):
     assert words in message(check, REFUSED[words])
 
 
-def test_every_folder_of_a_flag_is_looked_for_and_tried(tmp_path):
-    """Without PyTorch, and without leaving anything there."""
+def test_every_folder_of_a_flag_is_checked(tmp_path):
+    """Without PyTorch, and without leaving files behind."""
     (tmp_path / "pets.zip").touch()
     packed = str(tmp_path / "pets.zip")
     for dataset in ("folder", "csv", "imagenet", "cifar10", "mnist", "cub200"):
@@ -84,7 +84,7 @@ def test_the_number_of_processes_is_that_of_the_environment(monkeypatch):
         check, {"exact": True, "train_batch_size": 90, "gradient_accumulation_steps": 3})
     check({"train_batch_size": 90})
     check({"eval_only": True})
-    check({"resume_path": ".", "decay_type": "step", "momentum": 0.5})        # is checked with its checkpoint
+    check({"resume_path": ".", "decay_type": "step", "momentum": 0.5})        # checked later, together with the checkpoint
 
 
 @pytest.mark.parametrize(("typed", "facts", "words"), [
@@ -106,20 +106,20 @@ def test_flags_that_do_not_fit_the_facts_are_refused(typed, facts, words):
     ({"recipe": "deit"}, 256, True), ({"recipe": "scratch-small"}, 9_999, True), ({"recipe": "deit"}, 10_000, False),
     ({"recipe": "mae"}, 256, False), ({}, 256, False), ({"recipe": "deit", "pretrained_dir": "auto"}, 256, False),
     ({"pretrained_dir": "none"}, 256, False)], ids=str)
-def test_a_recipe_that_starts_from_scratch_on_few_images_is_warned_of(typed, images, warned):
+def test_a_recipe_from_scratch_on_few_images_causes_a_warning(typed, images, warned):
     facts = Facts(images, 8)
     lines = scratch_warnings(resolve({"dataset": "folder", "data_dir": "photos"} | typed, facts), facts)
     assert lines == [f"warning: the recipe {typed.get('recipe')} starts from scratch, and {images:,} images are few for that. "
                      "Without --recipe (RECIPE) a run starts from trained weights"] * warned
 
 
-def test_trained_weights_are_not_promised_to_a_size_of_one_s_own():
+def test_the_warning_offers_no_trained_weights_for_an_own_size():
     line, = scratch_warnings(resolve({"dataset": "folder", "recipe": "deit", "num_layers": 2}, FACTS), FACTS)
     assert line == "warning: the recipe deit starts from scratch, and 1,797 images are few for that"
 
 
-def test_conditions_ask_for_settings_that_exist():
-    """A name that is missing counts as not yet known, and its check would be skipped."""
+def test_conditions_only_use_settings_that_exist():
+    """A missing name counts as not yet known, so its check would be skipped."""
     for module in (checks, flags):
         names = re.findall(r'\b(?:v|values|config)\["(\w+)"\]', Path(module.__file__).read_text())
         assert len(names) > 3 and set(names) <= set(flags.SETTINGS)

@@ -6,7 +6,7 @@ import configs
 from configs import MODELS
 
 
-def test_an_architecture_with_a_typing_error_is_an_error():
+def test_an_unknown_key_in_an_architecture_is_an_error():
     with pytest.raises(KeyError):
         configs.architecture(16, 32, 64, 4, 2, droput_rate=0.1)
     with pytest.raises((KeyError, AttributeError)):
@@ -23,5 +23,5 @@ def test_architectures_have_the_published_sizes(letter, sizes):
     for name, row in rows.items():
         assert (row.hidden_size, row.mlp_dim, row.num_heads, row.num_layers) == sizes, name
         stride = row.patch_size if row.resnet_layers is None else row.patch_size * 4 * 2 ** max(len(row.resnet_layers) - 1, 0)
-        # The name gives the stride, but for this one, which Google named by other rules.
+        # The name gives the stride, except for this one, which Google named by other rules.
         assert name == "R-ViT-Ti_16" or stride == int(name.partition("_")[2].partition("-")[0]), name

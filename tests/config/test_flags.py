@@ -1,4 +1,4 @@
-"""The table of flags: a new flag, another default or another rule for resumed runs is a decision, made in this file too."""
+"""The table of flags. A new flag, another default or another rule for resumed runs is a decision: change this file too."""
 
 import pytest
 from flag_values import other
@@ -6,7 +6,7 @@ from flag_values import other
 from utils.config import FLAGS, ConfigError, check, types
 from utils.config.flags import FIXED, FREE, MODEL_KEYS, OVERRIDE, SIZES, before, defaults
 
-# name default, by what a resumed run may do with it. None: the recipe, the model, the data or nothing fills it.
+# name default, by what a resumed run may do with the flag. None: the recipe, the model, the data or nothing sets the value.
 PINNED = {
     FREE: """
         name None, data_dir data, test always, pretrained_dir auto, resume_path None, override False, output_dir output,
@@ -31,7 +31,7 @@ PINNED = {
         head None, optimizer None, momentum 0.9, head_learning_rate None, layer_decay 1.0,
         weight_decay None, decay_on all, train_layers all, freeze None, ema_decay 0.0, dropout_rate None,
         attention_dropout_rate None, drop_path_rate None, distillation none"""}
-# The flags of each type of utils/config/types.py, of text, of switches and of choices (which --help lists).
+# The flags of each type: those of utils/config/types.py, text, switches, and choices (which --help lists).
 TYPES = {
     "str": "path_column label_column model_type wandb freeze",
     "user_path": "data_dir image_dir pretrained_dir resume_path output_dir log_dir teacher attention_edits",
@@ -54,8 +54,8 @@ TYPES = {
     "magnitude": "randaugment_magnitude"}
 
 
-def test_the_flags_are_these():
-    """A default that changes leaves its old value as the row's `before`, so that checkpoints that lack the flag keep it."""
+def test_flags_and_defaults_are_those_above():
+    """If a default changes, its old value becomes the row's `before`, so that checkpoints without the flag keep it."""
     expected = {line.strip().partition(" ")[0]: (line.strip().partition(" ")[2], rule)
                 for rule, text in PINNED.items() for line in text.replace("\n", " ").split(",")}
     assert {row.name: (str(row.default), row.on_resume) for row in FLAGS.values()} == expected
@@ -82,8 +82,8 @@ def test_rows_are_complete():
         "learning_rate", "decay_type", "weight_decay", "max_grad_norm", "augmentation", "eval_every", "save_every"}
 
 
-# Flags beside which a flag that requires something has no effect; without an entry: beside none.
-BESIDE = {
+# Other flags with which a flag that requires something has no effect. Without an entry: no other flags.
+WITHOUT_EFFECT_WITH = {
     "momentum": {"optimizer": "adam"}, "layer_decay": {"train_layers": "head"}, "crop_scale": {"augmentation": "pad"},
     "mix_switch_probability": {"mixup_alpha": 1.0}, "distillation_temperature": {"distillation": "hard", "teacher": "t"}}
 
@@ -92,7 +92,7 @@ def test_a_flag_without_effect_is_refused():
     for name, row in FLAGS.items():
         if row.requires:
             with pytest.raises(ConfigError) as caught:
-                check(BESIDE.get(name, {}) | {name: other(name)})
+                check(WITHOUT_EFFECT_WITH.get(name, {}) | {name: other(name)})
             assert str(caught.value) == f"--{name} only has an effect with {row.requires[1]}. Add that or omit --{name}."
     assert FLAGS["crop_scale"].requires[1] == "--augmentation crop or crop_flip"
     assert FLAGS["mix_off_steps"].requires[1] == "--mixup_alpha or --cutmix_alpha"

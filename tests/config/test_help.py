@@ -1,4 +1,4 @@
-"""What `--help` prints: examples first, titled groups, short placeholders, the defaults that apply, in narrow terminals too."""
+"""The output of `--help`: examples first, titled groups, short placeholders and the defaults that apply, also in narrow windows."""
 
 import re
 
@@ -36,8 +36,8 @@ def test_help_has_groups_placeholders_and_lines_that_fit(columns, monkeypatch, c
     assert not any(name in text for name in RETIRED) and "vit-\n" not in text
 
 
-def test_each_flag_says_its_default():
-    """That of the recipes too, and in words where it depends on the model, the data or the machine."""
+def test_each_flag_shows_its_default():
+    """Also those of the recipes, and in words if the default depends on the model, the data or the machine."""
     texts = {name: flag_help(row) for name, row in FLAGS.items()}
     for name, row in FLAGS.items():
         assert texts[name].count("(default: ") == (row.type is not None), name
@@ -54,7 +54,7 @@ def test_choices_that_do_not_fit_into_the_placeholder_are_in_the_text(capsys):
     assert "--alpha NAME" in text and "One of auto, white" not in text                    # which the text explains one by one
 
 
-def test_a_program_may_describe_a_flag_in_its_own_words(capsys):
+def test_a_program_may_replace_the_text_of_a_flag(capsys):
     text = " ".join(printed_help(capsys, prog="dataset.py check", names={"output_dir": "folder of bad_images.txt", "seed": ""},
                                  description="Reads images.", examples=[("dataset.py check --seed 1", "with a seed")]).split())
     assert "--output_dir DIR folder of bad_images.txt (default: output) (also --output)" in text and "seed of init" in text
@@ -73,5 +73,5 @@ def test_the_overview_names_every_command_with_an_example(capsys):
     assert parse_command(["check", "x"], "", "commands", COMMANDS, "dataset.py") == "check" and not capsys.readouterr().err
 
 
-def test_words_are_listed():
+def test_listed_joins_words():
     assert [listed("a"), listed("ab"), listed("abc", "and")] == ["a", "a or b", "a, b and c"]

@@ -1,4 +1,4 @@
-"""The command line, both ways: flags are read, and a configuration is written as flags that give it again."""
+"""The command line: flags are parsed, and a configuration is written as flags that reproduce it."""
 
 import shlex
 
@@ -27,7 +27,7 @@ def test_every_flag_is_parsed_and_written_again():
         assert parse(words(name, value)) == {target: meant}
         flags = parse([*WITH.get(name, []), *words(name, value)])
         config = resolve(flags, FACTS)
-        if name not in ("num_epochs", "warmup_epochs", "resume_path", "override"):      # of a new run there are none of these
+        if name not in ("num_epochs", "warmup_epochs", "resume_path", "override"):      # a new run has none of these
             assert getattr(config, target) == meant and config.source(target) == "flag", name
         assert resolve(parse(shlex.split(as_command(config))), FACTS) == config, name
 
@@ -42,7 +42,7 @@ def test_a_command_gives_the_same_configuration(flags):
     assert resolve(parse(shlex.split(as_command(config))), facts) == config
 
 
-def test_what_has_no_effect_is_not_written():
+def test_flags_without_effect_are_not_written():
     text = as_command(resolve({}, FACTS))
     assert not {"--momentum", "--head", "--data_dir", "--mixup_alpha", "--fp16_opt_level"} & set(text.split())
     assert "--learning_rate 0.001" in text and "--num_steps 100" in text
@@ -60,18 +60,18 @@ LOOK_UP = f"({launch.command('train.py')} --help lists the flags)"
     (["--lr", "high"], "--learning_rate must be a number, got 'high'"),
     (["--recipe", "MAE"], "--recipe cannot be 'MAE'. Did you mean mae?"),
     (["--gpu_s", "1"], f"unrecognized arguments: --gpu_s 1 {LOOK_UP}")], ids=str)
-def test_bad_words_are_one_line_that_says_what_to_type(argv, text):
+def test_bad_flags_and_values_are_reported_with_what_to_type(argv, text):
     assert message(argv) == text
 
 
 @pytest.mark.parametrize("argv", [["--fp16", "--precision", "bf16"], ["--precision", "auto", "--fp16"]], ids=str)
-def test_an_alias_that_contradicts_its_flag(argv):
+def test_an_alias_that_contradicts_its_flag_is_refused(argv):
     assert parse([]) == {} and "--fp16 and --precision" in message(argv) and "contradict" in message(argv)
     assert parse(["--fp16", "--precision", "fp16"]) == {"precision": "fp16"}
 
 
 def test_flags_may_be_written_as_in_other_programs():
-    """With hyphens, and under every alias; typed twice, the last one wins, as a flag after train.sh's variables does."""
+    """With hyphens, and under every alias. If a flag is given twice, the last one wins, as a flag after train.sh's variables."""
     for name, row in FLAGS.items():
         value = other(name)
         for alias in row.aliases:
@@ -94,12 +94,12 @@ def test_flags_that_mean_something_else_elsewhere_are_explained():
         assert message(["-" * min(2, len(name)) + name, "1"]).endswith(why)
 
 
-def test_no_alias_is_a_name_of_its_own():
+def test_no_alias_is_the_name_of_another_flag():
     aliases = [alias for row in FLAGS.values() for alias in row.aliases]
     assert len(aliases) == len(set(aliases)) and not set(aliases) & {*FLAGS, *RETIRED} and "-" not in "".join(aliases)
 
 
-def test_a_program_takes_some_flags_and_its_own():
+def test_a_program_may_take_some_flags_and_add_others():
     more = {"prog": "dataset.py prepare", "names": ("dataset",),
             "add_arguments": lambda parser: parser.add_argument("folder", metavar="FOLDER")}
     assert parse(["small", "--dataset", "csv"], **more) == {"folder": "small", "dataset": "csv"}

@@ -36,7 +36,7 @@ def flags_for(recipe: str) -> dict:
 
 
 @pytest.mark.parametrize("recipe", configs.RECIPES)
-def test_a_recipe_consists_of_valid_flags_and_fills_what_is_needed(recipe):
+def test_a_recipe_has_valid_flags_and_sets_all_that_are_needed(recipe):
     rows = [configs.RECIPES[recipe], *(row for (name, _), row in configs.VARIANTS.items() if name == recipe)]
     for name, value in (item for row in rows for item in row.items()):
         assert name == FUNCTION or parse(words(name, value)) == {name: value}, name
@@ -47,7 +47,7 @@ def test_a_recipe_consists_of_valid_flags_and_fills_what_is_needed(recipe):
     assert config.decay_type != "step" or config.decay_milestones
 
 
-def test_tables_name_what_exists():
+def test_tables_only_have_existing_names():
     assert {name for name, _ in configs.VARIANTS} <= set(configs.RECIPES)
     assert {model for _, model in configs.VARIANTS} <= set(configs.MODELS)
     assert {row[FUNCTION] for row in configs.RECIPES.values() if FUNCTION in row} == set(FUNCTIONS)
@@ -58,7 +58,7 @@ def test_tables_name_what_exists():
     assert {*configs.DEFAULTS_OF_DATASET, *NOT_DOWNLOADED} - {None} <= set(configs.DATASETS)
 
 
-def test_a_function_sets_nothing_that_is_opened_before():
+def test_a_function_sets_no_flag_that_decides_what_is_opened():
     opened = {field.name for field in dataclasses.fields(Sources)} | {"pretrained_dir"}
     for function in FUNCTIONS.values():
         assert not function.sets & opened and function.sets <= set(FLAGS)
@@ -78,14 +78,14 @@ def test_a_function_sets_nothing_that_is_opened_before():
     (5_000, {"num_epochs": 102.4}, (1000, 200, (400, 600, 800), 0.0)),
     (50_000, {"mixup_alpha": 0.0, "decay_milestones": (5, 6)}, (10_000, 500, (5, 6), 0.0)),
     (50_000, {"decay_type": "cosine"}, (10_000, 500, None, 0.1))], ids=str)
-def test_bit_goes_by_the_number_of_images(images, flags, lengths):
+def test_bit_sets_lengths_by_the_number_of_images(images, flags, lengths):
     flags = {"recipe": "bit-hyperrule", "dataset": "cifar10"} | flags
     check(flags)
     config = resolve(flags, Facts(images, 10))
     assert (config.num_steps, config.warmup_steps, config.decay_milestones, config.mixup_alpha) == lengths
 
 
-def test_what_a_function_sets_is_checked_when_it_is_known():
+def test_values_of_a_function_are_checked_once_they_are_known():
     flags = {"recipe": "bit-hyperrule", "dataset": "cifar10", "train_batch_size": 15, "mix_probability": 0.5}
     check(flags)
     with pytest.raises(ConfigError, match=r"an odd number.*Use 16"):
@@ -115,7 +115,7 @@ def photos(images: int = 300, facts: dict | None = None, **flags):
 @pytest.mark.parametrize(("images", "batch", "steps"), [
     (2, 2, 200), (10, 10, 200), (32, 32, 200), (50, 32, 240), (512, 32, 240), (1_000, 32, 468), (1_999, 32, 937),
     (2_000, 32, 937), (2_500, 40, 937), (20_000, 320, 937), (40_000, 512, 1_171), (10 ** 6, 512, 20_000), (10 ** 8, 512, 20_000)])
-def test_photos_go_by_the_number_of_images(images, batch, steps):
+def test_photos_sets_batch_and_length_by_the_number_of_images(images, batch, steps):
     config = photos(images)
     assert (config.recipe, config.train_batch_size, config.num_steps, config.warmup_steps) == (
         "photos", batch, steps, steps // 10)
@@ -129,8 +129,8 @@ def test_more_photos_never_mean_fewer_updates():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("images", [2, 5, 17, 25, 31, 32, 300, 2_500])
-def test_the_batch_of_photos_can_be_divided_and_is_not_warned_of(images, ranks):
-    """Nobody typed it: for each process the same, in pairs where images are mixed, and within the images where it can be."""
+def test_the_batch_of_photos_can_be_divided_and_causes_no_warning(images, ranks):
+    """Since no flag sets it: equal for all processes, in pairs if images are mixed, and at most all images if possible."""
     for flags, unit in (({}, ranks), ({"mixup_alpha": 0.2}, 2 * ranks), ({"gradient_accumulation_steps": 2}, 2 * ranks)):
         config = photos(images, facts={"ranks": ranks}, **flags)
         batch = config.train_batch_size
@@ -139,17 +139,17 @@ def test_the_batch_of_photos_can_be_divided_and_is_not_warned_of(images, ranks):
     assert length_warnings(photos(5, train_batch_size=8), Facts(5, 5))[0].startswith("warning: a step uses 8 images")
 
 
-def test_photos_are_seen_whole_where_the_middle_would_show_too_little():
+def test_photos_shows_elongated_images_whole():
     assert [photos(facts={"image_sizes": sizes}).eval_crop for sizes in (
         (), ((600, 800), (800, 600)), ((100, 1000), (1000, 100), (500, 500)), ((100, 190),), ((100, 210),),
         ((100, 190), (100, 190), (100, 10_000)))] == [0.875, 0.875, 0.0, 0.875, 0.0, 0.875]
 
 
-def test_what_photos_choose_is_reproduced_by_flags():
-    """And flags that are typed win; a length in passes is one of the batch that was chosen."""
+def test_values_that_photos_chooses_are_reproduced_by_flags():
+    """Flags win. A length in passes is computed with the chosen batch."""
     config = photos()
     typed = parse(shlex.split(as_command(config)))
-    again = resolve(typed, Facts(10 ** 5, 5, image_sizes=((1, 9),)))                 # other facts do not matter any more
+    again = resolve(typed, Facts(10 ** 5, 5, image_sizes=((1, 9),)))                 # other facts no longer matter
     assert again.to_dict() == config.to_dict() and all(
         again.source(name) == "flag" for name in function_of("photos").sets if getattr(config, name) is not None)
     assert photos(num_epochs=4.0).num_steps == round(4 * 300 / 32) == photos(num_epochs=4.0).warmup_steps * 10 + 8
@@ -167,8 +167,8 @@ def test_a_sweep_tries_rates_like_that_of_the_recipe(flags, rates, tmp_path):
     assert found == pytest.approx(rates, rel=0.1)
 
 
-def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
-    """Every row has a source, and one optimizer at least; the last fits any model."""
+def test_photos_sets_the_rates_by_model_and_optimizer():
+    """Every row has a source and at least one optimizer. The last row fits any model."""
     def taken(model_type: str, **flags) -> tuple:
         config = photos(model_type=model_type, **flags)
         return config.optimizer, config.learning_rate, config.layer_decay, config.weight_decay, config.drop_path_rate
@@ -181,7 +181,7 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert photos(2000, pretrained_dir="none").num_steps > 3 * photos(2000).num_steps
     assert taken("ViT-B_16", optimizer="adamw") == ("adamw", 1.25e-4, 0.75, 0.05, None)
     assert taken("ViT-B_16", optimizer="adam", layer_decay=0.5)[:3] == ("adam", 1.25e-4, 0.5)
-    # Of a family for the publisher's batch: 512 whatever it is here, 2048, 1024.
+    # The rate of a family for its publisher's batch: 512 (used for any batch here), 2048, 1024.
     def with_head(model_type: str, **flags) -> tuple:
         config = photos(model_type=model_type, **flags)
         return config.optimizer, config.learning_rate, config.layer_decay, config.head_learning_rate
@@ -199,7 +199,7 @@ def test_photos_take_the_rates_of_the_model_and_of_the_optimizer():
     assert "".startswith(configs.FINE_TUNING[-1]["models"])
 
 
-def test_photos_are_mirrored_and_varied_where_that_is_possible():
+def test_photos_mirrors_and_augments_where_possible():
     assert [photos(augmentation=kind).tta for kind in ("crop_flip", "crop", "pad_flip")] == ["flip", "none", "flip"]
     assert photos(facts={"can_flip": False}).tta == "none"
     edited, plain = photos(50, attention_edits="e", facts={"start_head_classes": 5}), photos(50, augmentation="none")
@@ -217,7 +217,7 @@ def test_an_evaluation_sees_images_as_the_paper_does():
     (Machine("mps", 64 << 30, 12), "ViT-S_16"),
     (Machine("cpu", 4 << 30, 32), "ViT-Ti_16"), (Machine("cuda", 6 << 30, 4), "DINOv2-S_14-reg"),
     (Machine("cuda", 24 << 30, 4), "DINOv2-B_14-reg"), (Machine("cuda", 80 << 30, 4), "DINOv2-L_14-reg")], ids=str)
-def test_the_machine_decides_the_model_of_photos_alone(machine, model):
+def test_the_machine_only_decides_the_model_of_photos(machine, model):
     assert choose(PHOTOS, machine=machine).model_type == model
     assert choose(PHOTOS | {"model_type": "ViT-B_32"}, machine=machine).model_type == "ViT-B_32"
     assert choose(PHOTOS | {"recipe": "vit-paper"}, machine=machine).model_type == "ViT-B_16"
@@ -231,7 +231,7 @@ def test_the_machine_decides_the_model_of_photos_alone(machine, model):
     assert machine_of({"dataset": "digits"}) is machine_of(PHOTOS | {"model_type": model}) is None
     why = why_this_model(found, facts)
     assert (f" {facts.memory >> 30} GiB a process, of the models that are free to use: " in why) == bool(machine)
-    # What a file does not say of itself a plain ViT decides, and a size of one's own is of one.
+    # For what a file does not say, a plain ViT decides; so does it for an own size.
     for other in ({"pretrained_dir": "none"}, {"pretrained_dir": "w.npz"}, {"patch_size": 8}):
         assert not by_machine(PHOTOS | other) and choose(PHOTOS | other, machine=machine).model_type.startswith("ViT-")
         assert why_this_model(resolve(PHOTOS | other, facts), facts) == ""

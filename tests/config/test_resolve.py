@@ -1,4 +1,4 @@
-"""Flags and facts -> configuration: what wins, what is computed, what is adopted."""
+"""From flags and facts to the configuration: which value wins, which are computed, which come from the start weights."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def test_sources_of_values():
         "learning_rate", "num_steps", "model_type", "recipe", "layer_decay", "img_size", "seed", "dataset")} == {
         "learning_rate": "flag", "num_steps": "flag", "model_type": "flag", "recipe": "flag", "layer_decay": "recipe",
         "img_size": "model", "seed": "default", "dataset": "recipe"}
-    assert config.learning_rate == 0.0 and config.min_learning_rate == 0.0          # the recipe's floor gives way
+    assert config.learning_rate == 0.0 and config.min_learning_rate == 0.0          # the recipe's floor is dropped
     assert resolve({"recipe": "mae"}, FACTS).source("num_steps") == "recipe"
 
 
@@ -56,9 +56,9 @@ def test_sources_of_values():
     ({"recipe": "mae", "dataset": "digits"}, (175, 9, 2, 2)), ({"recipe": "deit-384", "dataset": "digits"}, (105, 18, 4, 4)),
     ({"recipe": "mae", "dataset": "digits", "num_steps": 50}, (50, 5, 5, 5)),
     ({"recipe": "mae", "dataset": "digits", "num_epochs": 10.0}, (18, 1, 2, 2))], ids=str)
-def test_lengths(flags, lengths):
-    """1,797 images; batches of 64 (28 steps an epoch), with MAE's recipe of 1,024. Evaluated once an epoch, or each tenth;
-    where flags shorten a recipe with an interval of its own, five times at least, unless a flag sets that."""
+def test_lengths_are_resolved(flags, lengths):
+    """1,797 images in batches of 64 (28 steps an epoch), with MAE's recipe of 1,024. Evaluations come once an epoch or every
+    tenth of the run; at least five times if flags shorten a recipe that sets the interval, unless a flag sets it."""
     config = resolve(flags, FACTS)
     assert (config.num_steps, config.warmup_steps, config.eval_every, config.save_every) == lengths
     assert config.num_epochs is None and config.warmup_epochs is None
@@ -82,21 +82,21 @@ def test_auto_divides_the_batch_by_the_memory(flags, facts, steps):
     assert resolve(PHOTOGRAPHS | flags, Facts(1797, 10, **facts)).gradient_accumulation_steps == steps
 
 
-def test_what_auto_chose_is_told():
-    def told(memory=24 << 30, **flags) -> list[str]:
+def test_the_choice_of_auto_micro_steps_is_printed():
+    def lines_on_memory(memory=24 << 30, **flags) -> list[str]:
         facts = Facts(1797, 10, memory=memory, evaluated_images=300)
         return describe_memory(resolve(PHOTOGRAPHS | flags, facts), facts)
 
-    line, = told()
+    line, = lines_on_memory()
     assert re.fullmatch(r"a step: 8 x 64 images, since 512 in one piece would need about \d\d\.\d GiB, and 12\.0 GiB "
                         r"are available \(--gradient_accumulation_steps, GRAD_STEPS\)", line), line
-    assert told(1 << 40) == told(gradient_accumulation_steps=8) == told(memory=0) == []
-    line, warning = told(train_batch_size=509)
+    assert lines_on_memory(1 << 40) == lines_on_memory(gradient_accumulation_steps=8) == lines_on_memory(memory=0) == []
+    line, warning = lines_on_memory(train_batch_size=509)
     assert line.startswith("a step: 509 x 1 images") and warning.endswith("(TRAIN_BATCH_SIZE) 512"), warning
-    line, warning = told(model_type="ViT-H_14", optimizer="adamw")
+    line, warning = lines_on_memory(model_type="ViT-H_14", optimizer="adamw")
     assert line.startswith("a step: 256 x 2 images") and "warning: a step needs about 17" in warning, (line, warning)
-    assert told(eval_batch_size=4096)[1:] == []                        # there are 300 to evaluate
-    warning, = told(4 << 30, model_type="ViT-Ti_16", train_batch_size=4, eval_batch_size=300)
+    assert lines_on_memory(eval_batch_size=4096)[1:] == []                        # only 300 images are evaluated
+    warning, = lines_on_memory(4 << 30, model_type="ViT-Ti_16", train_batch_size=4, eval_batch_size=300)
     assert "an evaluation needs about" in warning and "EVAL_BATCH_SIZE" in warning
 
 
@@ -105,7 +105,7 @@ def test_what_auto_chose_is_told():
     ({"num_epochs": 200.0}, 1024, []), ({"num_steps": 402}, 1024, ["201 passes over the training images"]),
     ({}, 20, ["it sees each 25.6 times", "256,000 passes"]), ({"recipe": "deit"}, 2048, []),
     ({"recipe": "deit", "num_epochs": 300.0}, 2048, ["try --num_epochs 50 (NUM_EPOCHS=50), here 100 steps"])], ids=str)
-def test_lengths_that_hardly_anybody_means_are_told(flags, images, words):
+def test_implausible_lengths_cause_a_warning(flags, images, words):
     facts = Facts(images, 10)
     lines = length_warnings(resolve({"recipe": "vit-paper"} | PHOTOGRAPHS | flags, facts), facts)
     assert len(lines) == len(words)
@@ -113,12 +113,12 @@ def test_lengths_that_hardly_anybody_means_are_told(flags, images, words):
         assert line.startswith("warning: ") and part in line
 
 
-def test_a_value_of_the_row_is_no_override():
+def test_a_value_of_the_models_row_is_not_an_override():
     assert resolve({"model_type": "ViT-L_16"}, FACTS).dropout_rate == 0.1
     assert model_overrides(resolve({"num_heads": 2, "dropout_rate": 0.0}, FACTS)) == {"num_heads": 2, "dropout_rate": 0.0}
 
 
-def test_a_preview_leaves_open_what_depends_on_the_data():
+def test_a_preview_leaves_out_what_depends_on_the_data():
     known = preview({"num_epochs": 3.0, "seed": 5})
     assert known["num_steps"] is None and known["seed"] == 5 and known["precision"] == "auto"
     assert preview({})["num_steps"] == 100 and set(known) == set(resolve({}, FACTS).to_dict())
@@ -127,7 +127,7 @@ def test_a_preview_leaves_open_what_depends_on_the_data():
 @pytest.mark.parametrize(("flags", "native", "precision"), [
     ({}, True, "bf16"), ({}, False, "fp32"), ({"precision": "auto"}, True, "bf16"), ({"precision": "tf32"}, True, "tf32"),
     ({"precision": "fp16", "loss_scale": 8.0}, True, "fp16"), ({"loss_scale": 0.0}, False, "fp32")], ids=str)
-def test_precision(flags, native, precision):
+def test_precision_is_resolved(flags, native, precision):
     config = resolve(flags, Facts(1797, 10, native_bf16=native))
     assert (config.precision, config.fp16_opt_level) == (precision, "O2")
 
@@ -139,17 +139,17 @@ def test_precision(flags, native, precision):
     ({"recipe": "augreg", "model_type": "R26-ViT-S_32"}, "augreg/R26_S_32"),
     ({"recipe": "augreg", "model_type": "R-ViT-Ti_16"}, "augreg/R_Ti_16"),
     ({"recipe": "augreg", "pretrained_dir": "none"}, "none")], ids=str)
-def test_where_the_weights_come_from(flags, start):
+def test_the_source_of_the_weights_is_resolved(flags, start):
     assert choose(flags).start == start == resolve(flags, FACTS).pretrained_dir
 
 
-def test_what_has_to_be_opened():
+def test_choose_returns_what_has_to_be_opened():
     flags = {"dataset": "folder", "data_dir": "d", "val_fraction": 0.1, "split_seed": 3, "seed": 1}
     assert choose(flags) == Sources("folder", "d", 0.1, 0.0, 3, "number", "auto", "auto", "auto", "zero", False, "photos",
                                     "ViT-Ti_16", "auto")
 
 
-def test_what_was_found_about_the_images_is_kept():
+def test_the_way_to_read_images_is_stored():
     found = {"exif": "follow", "intensity_range": (0, 1023), "alpha": "black"}
     flags = {"dataset": "folder", "alpha": "black"}
     config = resolve(flags, Facts(1797, 10, reading=found))
@@ -160,17 +160,17 @@ def test_what_was_found_about_the_images_is_kept():
 
 # ------------------------------------------------------------------------------------------ from one of our own runs
 
-OWN = {"model_type": "ViT-S_16", "num_heads": 8, "img_size": [8, 12], "dropout_rate": 0.25, "sigmoid_attention": "all",
+OF_START = {"model_type": "ViT-S_16", "num_heads": 8, "img_size": [8, 12], "dropout_rate": 0.25, "sigmoid_attention": "all",
        "eval_crop": 0.875, "interpolation": "bicubic"}
-STARTED = Facts(1797, 10, start_settings=OWN, start_head_classes=10, start_path="output/r/best.pt")
+STARTED = Facts(1797, 10, start_settings=OF_START, start_head_classes=10, start_path="output/r/best.pt")
 
 
 def adopted(**flags) -> tuple:
     config = resolve({"pretrained_dir": "output/r"} | flags, STARTED)
-    return tuple(getattr(config, name) for name in (*OWN, "patch_size"))
+    return tuple(getattr(config, name) for name in (*OF_START, "patch_size"))
 
 
-def test_a_start_from_a_run_brings_its_architecture():
+def test_a_start_from_a_run_sets_the_architecture():
     assert adopted() == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.0, "bilinear", None)
     other = adopted(model_type="ViT-Nano_2", num_heads=4)
     assert other == ("ViT-Nano_2", 4, 8, 0.0, None, 0.0, "bilinear", None)                # another architecture
@@ -183,15 +183,15 @@ def test_a_start_from_a_run_brings_its_architecture():
     assert config.source("num_heads") == config.source("img_size") == "start" and config.source("seed") == "default"
 
 
-def test_with_its_head_it_brings_its_view_of_images_too():
+def test_a_start_with_its_head_sets_the_preprocessing_too():
     assert adopted(head="keep") == ("ViT-S_16", 8, (8, 12), 0.25, "all", 0.875, "bicubic", None)
     assert adopted(model_type="ViT-Nano_2", num_heads=4, head="keep")[2:] == ((8, 12), 0.0, "all", 0.875, "bicubic", None)
     assert adopted(eval_only=True, eval_crop=0.5)[5:7] == (0.5, "bicubic")
-    mirrored = dataclasses.replace(STARTED, start_settings=OWN | {"tta": "flip"})
+    mirrored = dataclasses.replace(STARTED, start_settings=OF_START | {"tta": "flip"})
     for flags, tta in (({"eval_only": True}, "flip"), ({}, "none"), ({"head": "keep", "dataset": "folder"}, "flip"),
                        ({"head": "keep", "tta": "none"}, "none")):
         assert resolve({"pretrained_dir": "output/r"} | flags, mirrored).tta == tta
-    whole = dataclasses.replace(STARTED, start_settings=OWN | {"tta": "none", "eval_crop": 0.0})      # `photos` has others
+    whole = dataclasses.replace(STARTED, start_settings=OF_START | {"tta": "none", "eval_crop": 0.0})      # `photos` has others
     kept = resolve({"pretrained_dir": "output/r", "head": "keep", "dataset": "folder"}, whole)
     assert (kept.recipe, kept.tta, kept.eval_crop) == ("photos", "none", 0.0)
 
@@ -203,7 +203,7 @@ def test_edits_make_the_last_layer_editable():
     assert resolve(flags, STARTED).sigmoid_attention == "all"
 
 
-def test_auto_that_finds_nothing_is_a_new_run():
+def test_resume_path_auto_without_a_run_starts_one():
     config = resolve({"resume_path": "auto", "name": "r", "override": True}, FACTS)
     assert config.resume_path is None and config.override is False
     with pytest.raises(ConfigError, match="no flag is called --fp16"):

@@ -1,4 +1,4 @@
-"""What a resumed run may change, and what it reports."""
+"""Which settings a resumed run may change, and the changes that it prints."""
 
 import pytest
 from flag_values import other
@@ -27,15 +27,15 @@ def rows(rule: str) -> list[str]:
     return [row.name for row in FLAGS.values() if row.on_resume == rule and row.alias_of is None]
 
 
-def test_without_flags_a_run_stays_as_it_is():
+def test_without_flags_a_resumed_run_keeps_its_settings():
     config = resume({})
     own = RUN | {"dataset": "folder", "data_dir": "pets"}
     places = {dataset: choose({"eval_only": True, "dataset": dataset}, own).data_dir for dataset in ("folder", "csv", "mnist")}
-    assert places == {"folder": "pets", "csv": "pets", "mnist": "data"}           # which is not inside the run's own data
+    assert places == {"folder": "pets", "csv": "pets", "mnist": "data"}           # published: not in the run's folder
     assert config.to_dict() == RUN | {"resume_path": "output/r"} and config.source("seed") == "checkpoint"
 
 
-def test_what_is_fixed():
+def test_fixed_settings_are_refused():
     for name in rows(FIXED):
         kept = MODELS[RUN["model_type"]][name] if RUN[name] is None and name in MODEL_KEYS else RUN[name]
         flags = {name: other(name, kept)}
@@ -49,18 +49,18 @@ def test_what_is_fixed():
             choose(flags, RUN)                                     # before anything is opened
 
 
-def test_what_override_lets_change():
+def test_override_allows_other_settings_to_change():
     lit = RUN | {"distillation": "soft", "teacher": "t", "attention_edits": None, "bad_images": "skip", "optimizer": "sgd",
                  "weight_decay": 0.1, "randaugment_ops": 1, "mixup_alpha": 0.5, "cutmix_alpha": 0.5, "decay_type": "step",
                  "decay_milestones": (7,), "augmentation": "crop", "dataset": "folder"}
-    beside = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
+    required = {"crop_padding": {"augmentation": "pad"}, "min_learning_rate": {"learning_rate": 1.0},
               "train_batch_size": {"gradient_accumulation_steps": 1}}
     for name in set(rows(OVERRIDE)) - {"warmup_epochs", "attention_loss_weight", "loss_scale", "decay_type", "class_weights",
                                       "path_column", "label_column"}:
         value = 32 if name == "train_batch_size" else "bf16" if name == "precision" else other(name, lit[name])
         text = message({name: value}, lit)
         assert f"--{name} " in text and "Omit" in text and "add --override" in text, text
-        config = resume({name: value, "override": True} | beside.get(name, {}), lit)
+        config = resume({name: value, "override": True} | required.get(name, {}), lit)
         assert getattr(config, name) == value and config.source(name) == "flag"
     assert resume({"warmup_epochs": 0.128, "override": True}, images=1000).warmup_steps == 2
     assert resume({"attention_loss_weight": 2.0, "override": True}, RUN | {"attention_edits": "e"}).attention_loss_weight == 2.0
@@ -68,7 +68,7 @@ def test_what_override_lets_change():
     assert "has 2 numbers" in message({"class_weights": "1,2", "override": True})
 
 
-def test_what_is_free():
+def test_free_settings_may_change():
     special = {"teacher": {"distillation": "hard", "teacher": "t"}, "attention_edits": {"attention_edits": "e"}}
     for name in set(rows(FREE)) - {"resume_path", "num_epochs"}:
         config = RUN | special.get(name, {})
@@ -82,7 +82,7 @@ def test_settings_of_one_session_are_not_kept():
     assert "--compile" in message({"compile": True}, RUN | {"attention_edits": "e", "sigmoid_attention": "last"})
 
 
-def test_an_evaluation_does_not_inherit_what_the_run_did_at_its_end():
+def test_an_evaluation_does_not_repeat_flags_of_the_runs_end():
     asked = RUN | {"eval_train": True, "confusion_matrix": True}
     for flags in ({}, {"eval_train": True}, {"confusion_matrix": True}):
         config = resume({"eval_only": True} | flags, asked)
@@ -91,7 +91,7 @@ def test_an_evaluation_does_not_inherit_what_the_run_did_at_its_end():
     assert resume({}, asked).eval_train and resume({}, asked).confusion_matrix
 
 
-def test_precision_takes_its_own_settings_along():
+def test_a_new_precision_replaces_its_settings_too():
     config = resume({"override": True, "precision": "fp32"}, RUN | {"loss_scale": 1024.0, "fp16_opt_level": "O1"})
     assert (config.precision, config.loss_scale, config.fp16_opt_level) == ("fp32", 0.0, "O2")
     assert resume({"precision": "auto"}).precision == "fp16"                      # another processor must not change the run
@@ -99,7 +99,7 @@ def test_precision_takes_its_own_settings_along():
     assert "the checkpoint was made with fp16" in message({"precision": "bf16"})
 
 
-def test_lengths():
+def test_a_resumed_run_may_get_another_length():
     assert resume({"num_epochs": 32.0}).num_steps == 500                          # batches of 64
     assert "contradict" in message({"num_epochs": 2.0, "num_steps": 50})
     assert "10 warm-up steps" in message({"num_steps": 9})
@@ -116,7 +116,7 @@ def test_a_teacher_or_edits_may_move_but_not_appear():
 
 
 def test_an_older_checkpoint_is_read():
-    """What it lacks had the value before; lists are tuples; recipes may be gone."""
+    """Missing settings get their old value, lists become tuples, and the recipe may no longer exist."""
     older = {name: value for name, value in RUN.items() if name not in ("confusion_matrix", "keep_checkpoints", "exact")}
     config = resume({"exact": False}, older | {"an older flag": 3})
     assert (config.keep_checkpoints, config.confusion_matrix, config.exact) == (2, False, False)
@@ -141,8 +141,8 @@ def test_another_number_of_processes_keeps_the_micro_batches():
     four = RUN | {"gradient_accumulation_steps": 2}
     assert resume({}, four, Facts(1000, 10, ranks=1), ranks=2).gradient_accumulation_steps == 4
     assert resume({}, four, Facts(1000, 10, ranks=4), ranks=2).gradient_accumulation_steps == 1
-    told = {"gradient_accumulation_steps": "auto"}, four, Facts(1000, 10, ranks=1, memory=1)
-    assert resume(*told, ranks=2).gradient_accumulation_steps == 4
+    arguments = {"gradient_accumulation_steps": "auto"}, four, Facts(1000, 10, ranks=1, memory=1)
+    assert resume(*arguments, ranks=2).gradient_accumulation_steps == 4
     assert resume({"gradient_accumulation_steps": 1}, four, Facts(1000, 10, ranks=2), ranks=2).gradient_accumulation_steps == 1
     assert "change --gradient_accumulation_steps (GRAD_STEPS) or the number of processes" in message(
         {}, four, Facts(1000, 10, ranks=3), ranks=2)
@@ -150,7 +150,7 @@ def test_another_number_of_processes_keeps_the_micro_batches():
         {"gradient_accumulation_steps": 4}, four | {"exact": True}, Facts(1000, 10, ranks=2), ranks=2)
 
 
-def test_sources_of_a_resumed_run():
+def test_sources_of_a_resumed_runs_settings():
     sources = choose({"data_dir": "moved", "num_epochs": 3.0}, RUN | {"dataset": "folder", "pretrained_dir": "w.npz"})
     assert (sources.dataset, sources.data_dir, sources.start) == ("folder", "moved", "none")
     assert "--test never" in message({"test": "never"}, facts=Facts(1000, 10, test_is_val=True))

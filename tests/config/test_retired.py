@@ -1,4 +1,4 @@
-"""Flags that are gone: the command line names what to type, checkpoints that used them resume where they can."""
+"""Flags that no longer exist: the command line names what to type instead, and checkpoints with them resume if possible."""
 
 import shlex
 

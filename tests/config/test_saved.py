@@ -1,4 +1,4 @@
-"""Settings of a checkpoint: those that a run can have, and no others."""
+"""Settings in a checkpoint are only accepted if a run can have them."""
 
 import argparse
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ def fault(**changes) -> str:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_what_a_run_resolves_is_possible(recipe):
+def test_resolved_settings_are_accepted(recipe):
     for flags in ({}, {"img_size": (224, 160)}, {"precision": "fp16"}, {"train_layers": "head"}):
         config = resolve({"recipe": recipe, "model_type": "ViT-B_16", "num_steps": 100} | flags, FACTS).to_dict()
         check_settings(config, "x.pt")
         assert not [name for name in STORED if config[name] is None]
 
 
-def test_every_setting_refuses_what_it_cannot_be():
+def test_every_setting_refuses_impossible_values():
     for name in SETTINGS:
         for value in ODD:
             if value is True and FLAGS[name].type is None:
@@ -38,7 +38,7 @@ def test_every_setting_refuses_what_it_cannot_be():
             assert f"its setting {name} is" in fault(**{name: value})
 
 
-# Words at the limits of one flag or another, each beside those that are beyond.
+# Values at the limits of some flags, each next to values beyond them.
 WORDS = ["-1", "-0.0", "0", "1", "2", "3", "5e-324", "1e-320", "0.05", "0.1", "0.9999999999999999", "1.0", "1000",
          "1001", "9999", "9999x9998", "10000", "1e29", "9.999999999999999e29", "1e30",
          str(2 ** 40), str(10 ** 15), str(2 ** 63 - 1), str(2 ** 63),
@@ -48,7 +48,7 @@ WORDS = ["-1", "-0.0", "0", "1", "2", "3", "5e-324", "1e-320", "0.05", "0.1", "0
 
 
 def accepted(name: str) -> Iterator[object]:
-    """What the flag makes of the words that it takes."""
+    """Yield the values that the flag makes of the words that it accepts."""
     kind = FLAGS[name].type
     if not callable(kind):
         yield from kind or (True, False)
@@ -60,12 +60,12 @@ def accepted(name: str) -> Iterator[object]:
             continue
 
 
-def test_whatever_a_flag_takes_is_possible():
-    """Else a run with it could be begun and not resumed."""
+def test_all_values_that_a_flag_accepts_are_accepted():
+    """Otherwise a run could be started with one and not be resumed."""
     tried = 0
     for name in SETTINGS:
         for value in accepted(name):
-            if (name, value) != ("gradient_accumulation_steps", "auto"):              # which a run resolves
+            if (name, value) != ("gradient_accumulation_steps", "auto"):              # a run resolves it
                 check_settings(RUN | {name: value}, "x.pt")
                 check_settings(RUN | {name: list(value) if isinstance(value, tuple) else value}, "x.pt")
                 tried += 1
@@ -73,12 +73,12 @@ def test_whatever_a_flag_takes_is_possible():
     assert {2 ** 40, 10 ** 15, 2 ** 63 - 1} <= set(accepted("seed")) & set(accepted("eval_every")) - {2 ** 63}
 
 
-def test_epochs_of_more_steps_than_a_run_has():
+def test_epochs_with_too_many_steps_are_refused():
     with pytest.raises(ConfigError, match=r"--num_epochs or --warmup_epochs 1e\+29: these are 2 \*\* 63 steps or more"):
         resolve({"name": "r", "num_epochs": 1e29}, FACTS)
 
 
-def test_values_of_settings_that_no_word_gives():
+def test_values_that_no_flag_can_have_are_refused():
     for name in (*DATASETS, *MODELS):
         check_settings(RUN | {"dataset" if name in DATASETS else "model_type": name}, "x.pt")
     check_settings(RUN | {"name": "renamed by hand (2)", "img_size": [8, 10], "recipe": "a row that is gone", "learning_rate": 1,
@@ -86,7 +86,7 @@ def test_values_of_settings_that_no_word_gives():
 
 
 def test_a_setting_may_be_missing_exactly_if_it_has_a_before():
-    """Of flags that came later nothing is there; those that have gone are translated or refused elsewhere (retired.py)."""
+    """Checkpoints lack flags that were added later. Flags that no longer exist are translated or refused in retired.py."""
     for name in SETTINGS:
         older = {other: value for other, value in RUN.items() if other != name}
         if FLAGS[name].stored:
@@ -99,7 +99,7 @@ def test_a_setting_may_be_missing_exactly_if_it_has_a_before():
     check_settings(RUN | {"worker_timeout": 300, "fp16": True, "prepare": None}, "x.pt")
 
 
-def test_what_is_wrong_is_named():
+def test_a_wrong_setting_is_named():
     assert fault(num_steps=None) == "x.pt: its setting num_steps is None, which no run has. Use an earlier checkpoint"
     assert fault(seed="42").startswith("x.pt: its setting seed is '42', which")
     assert fault(gradient_accumulation_steps="auto").startswith("x.pt: its setting gradient_accumulation_steps is 'auto'")

@@ -24,15 +24,15 @@ TYPED = {
     "linear-probe": "linear_probe"}
 
 
-def test_what_other_programs_call_it():
-    """The one name that is meant, and no other."""
+def test_names_of_other_programs_are_recognized():
+    """Only the one name that is meant is suggested."""
     for name, texts in TYPED.items():
         known = next(names for names in (MODELS, DATASETS, RECIPES) if name in names)
         for typed in texts.split():
             assert suggest(typed, known) == [name], typed
 
 
-def test_several_or_none():
+def test_several_names_or_none_are_suggested():
     assert did_you_mean("CIFAR", DATASETS) == " Did you mean cifar10 or cifar100?"
     assert did_you_mean("vit_base", MODELS) == " Did you mean ViT-B_16, ViT-B_32 or ViT-B_8?"
     for typed in ("swin_base_patch4_window7_224", "resnet50", "", "/"):
@@ -43,10 +43,10 @@ def test_several_or_none():
     assert did_you_mean("CosineAnnealingLR", ("cosine", "linear", "step", "constant")) == " Did you mean cosine?"
 
 
-def test_a_model_at_another_size():
+def test_a_model_at_another_image_size_is_recognized():
     assert unknown_model("vit_base_patch16_384") == (
         "--model_type vit_base_patch16_384: no such model. Did you mean ViT-B_16 with --img_size 384?")
-    assert unknown_model("cait_xs24_384").endswith("Did you mean CaiT-XS24?")                # its row's own
+    assert unknown_model("cait_xs24_384").endswith("Did you mean CaiT-XS24?")                # the image size of its row
     assert unknown_model("swin").endswith("no such model. MODEL_ZOO.md lists the models")
 
 
@@ -57,7 +57,7 @@ def test_a_model_at_another_size():
     ("vit_small_patch14_dinov2.lvd142", "vit_small_patch14_dinov2.lvd142m"),
     ("mae/mae_pretrain_base", "mae/mae_pretrain_vit_base"), ("augreg/s16", "augreg/S_16"),
     ("checkpoint/ViT-B_16.npz", "imagenet21k/ViT-B_16"), ("imagenet21k/vit-b16", "imagenet21k/ViT-B_16")])
-def test_published_names(typed, meant):
+def test_published_names_are_recognized(typed, meant):
     with pytest.raises(ConfigError) as caught:
         check_published({"pretrained_dir": typed}, published_name, published_names())
     assert str(caught.value) == (f"--pretrained_dir {typed}: no such file or folder, and no published name. "
@@ -65,8 +65,8 @@ def test_published_names(typed, meant):
     assert published_name(meant).removeprefix("timm/").startswith(meant)
 
 
-def test_a_published_name_in_place_of_a_model():
-    """Which starts from that file, unless the flags say otherwise."""
+def test_a_published_name_as_model_type_also_sets_the_start():
+    """Unless another flag sets the start."""
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     assert name_model({"model_type": name, "seed": 1}, hub) == {
         "model_type": "DINOv2-S_14-reg", "pretrained_dir": name, "seed": 1}
@@ -85,7 +85,7 @@ def test_a_published_name_in_place_of_a_model():
             name_model({"model_type": typed}, hub)
 
 
-def test_a_start_that_no_model_here_is_of_says_why():
+def test_a_start_of_an_unsupported_model_is_refused_with_the_reason():
     for typed, words in (("naflexvit_base_patch16_gap.e300_s576_in1k", "images of any shape"),
                          ("timm/beit_base_patch16_224", "BEiT"),
                          ("hf-hub:timm/vit_pwee_patch16_reg1_gap_256.sbb_in1k", "attention and MLP side by side")):
@@ -97,8 +97,8 @@ def test_a_start_that_no_model_here_is_of_says_why():
         check_published({"pretrained_dir": "beit_mine.pth"}, published_name, published_names())
 
 
-def test_weights_that_are_there():
-    """A file, a folder, a name, a word of the flag; beside a run that is resumed they are not used."""
+def test_existing_weights_are_accepted():
+    """A file, a folder, a published name, a word of the flag. A resumed run does not use them, so any name is accepted."""
     assert all(published_name(name) == name for name in published_names())
     for flags in ({}, {"pretrained_dir": "none"}, {"pretrained_dir": "."}, {"pretrained_dir": "ViT-B_16.npz"},
                   {"pretrained_dir": "gone.npz", "resume_path": "output/r"}):
@@ -107,8 +107,8 @@ def test_weights_that_are_there():
         check_published({"checkpoint": "gone.npz"}, published_name, published_names(), "checkpoint")
 
 
-def test_a_data_set_that_is_a_folder_of_ones_own_names_the_flags_for_it(tmp_path, monkeypatch):
-    """Whether the folder is typed as it is called or almost; also one in data/, and a list. Code is no data set."""
+def test_an_own_folder_as_data_set_is_reported_with_the_flags_for_it(tmp_path, monkeypatch):
+    """Even if the name is misspelled. Also for a folder in data/ and for a list. A folder of code is not a data set."""
     monkeypatch.chdir(tmp_path)
     for folder in ("flowers", "my cats", "data/birds", "models"):
         (tmp_path / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Types of flags: what is accepted, what is refused and why."""
+"""Types of flags: accepted texts, and refused ones with the reason."""
 
 import argparse
 
@@ -41,13 +41,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_texts_that_are_refused(kind):
+def test_bad_texts_are_refused(kind):
     for text in REFUSED[kind]:
         with pytest.raises(argparse.ArgumentTypeError, match=r"must .*got "):
             kind(text)
 
 
-def test_a_limit_is_only_named_where_it_is_passed():
+def test_a_limit_is_only_named_if_it_is_exceeded():
     for text, words in (("-3", "must be 0 or more, got -3"), (str(2 ** 63), f"must be below 2 ** 63, got {2 ** 63}")):
         with pytest.raises(argparse.ArgumentTypeError) as caught:
             types.non_negative_int(text)

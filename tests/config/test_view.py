@@ -1,4 +1,4 @@
-"""What a run says of how it sees images, and of how its start weights did."""
+"""The preprocessing of a run in words, and its differences from that of the start weights."""
 
 import pytest
 
@@ -28,11 +28,11 @@ def config(**flags):
     ({"eval_only": True}, "evaluation: the whole image, its shape not kept, bilinear"),
     ({"eval_only": True, "tta": "flip"}, "evaluation: the whole image, its shape not kept, bilinear, and its mirror image")],
     ids=str)
-def test_images_in_words(flags, words):
+def test_preprocessing_is_described_in_words(flags, words):
     assert describe_view(config(**flags), can_flip=True) == words
 
 
-def test_digits_are_not_mirrored_and_square_as_they_are():
+def test_digits_are_not_mirrored_and_not_called_squeezed():
     assert "mirrored" not in describe_view(config(), can_flip=False)
     digits = resolve({}, Facts(1000, 10))
     assert describe_view(digits, False) == "training: the whole image, bilinear; evaluation: the whole image, bilinear"
@@ -59,8 +59,8 @@ def test_digits_are_not_mirrored_and_square_as_they_are():
     ({"unknown_mean": True, "by": "x"}, {}, ["note: w.pth does not say by which mean and standard deviation its images were "
                                              "normalized: this run uses those of ViT-B_16. If they were "
                                              "others, add --mean and --std, or put its config.json into its folder"])], ids=str)
-def test_a_new_task(view, flags, lines):
-    """Larger images, and a crop in place of squeezing, are what fine-tuning does; a flag is meant; what a recipe does is told."""
+def test_differences_that_matter_for_a_new_task_are_reported(view, flags, lines):
+    """Larger images, and a crop instead of squeezing, are usual. A flag is intended. What a recipe does is reported."""
     found = view_notes(config(**flags), Facts(1000, 10, start_view=view, start_path="w.pth"))
     assert len(found) == len(lines) and all(words in line for words, line in zip(lines, found)), found
 
@@ -71,7 +71,7 @@ def test_a_new_task(view, flags, lines):
     ({"untaken": {"eval_crop": "crop: border"}, "by": "x"}, {"eval_crop": 1.0}, []), (DEIT, {"eval_crop": 1.0}, ["note"]),
     (GOOGLE, {}, ["warning"]), (GOOGLE, {"img_size": 384}, []), (GOOGLE, {"img_size": 512}, ["note"]),
     (GOOGLE, {"img_size": 384, "interpolation": "bicubic"}, ["note"])], ids=str)
-def test_the_evaluation_of_the_weights_own_head(view, flags, marks):
-    """Whatever differs decides whether a published figure comes out; what was typed was meant."""
+def test_all_differences_are_reported_when_a_kept_head_is_evaluated(view, flags, marks):
+    """Any difference may change the result from the published one. Flags are intended."""
     found = view_notes(config(eval_only=True, **flags), Facts(1000, 10, start_view=view, start_path="w.pth"))
     assert [line.partition(":")[0] for line in found] == marks

@@ -21,7 +21,7 @@ from utils.training.precision import FP32
 
 TOP = operator.itemgetter("images", "accuracy", "top2", "top3", "top4", "top5")
 CPU = torch.device("cpu")
-ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, CPU)
 
 
 def network() -> nn.Module:
@@ -147,7 +147,7 @@ def test_values_of_two_processes(ranks):
 def test_evaluation_is_exact_for_any_number_of_processes(tmp_path, tries, figure):
     """With numbers of images that are no multiple of the processes, fewer images than processes, and batches of all sizes"""
     cases = [(images, batch_size) for images in (1, 2, 3, 7, 64, 101, 200) for batch_size in (1, 8, 33, 500)][::tries(3, 1)]
-    single, sizes = [evaluated(ALONE, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
+    single, sizes = [evaluated(ONE_RANK, *case) for case in cases], (2, 3, 4, 5)[1:tries(2, 4)]
     for size in sizes:
         with Ranks(size, lambda ranks: [evaluated(ranks, *case) for case in cases], tmp_path) as several:
             for each in several.results():
@@ -176,7 +176,7 @@ def test_one_process_needs_no_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     with distributed.init("cpu") as ranks, distributed.watch(ranks, lambda: "step 1"):
-        assert ranks == ALONE and ranks.is_main and not torch.distributed.is_initialized()
+        assert ranks == ONE_RANK and ranks.is_main and not torch.distributed.is_initialized()
         model = network()
         assert distributed.wrap(model, ranks, half_gradients=True) is model
         assert distributed.all_reduce_sum(torch.tensor(3)) == 3

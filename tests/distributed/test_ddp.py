@@ -29,7 +29,7 @@ from utils.training.optimizer import build_optimizer
 from utils.training.precision import FP32, LEVELS, LossScaler, warm_up
 
 CPU = torch.device("cpu")
-ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, CPU)
 STEPS = 20
 
 # -------------------------------------------------------------------------------- the work of each of two ranks
@@ -212,7 +212,7 @@ def check_both_trained_as(single: dict, ranks: list[dict], what: str) -> None:
     ids=["as one batch", "as two micro-batches", "as two micro-batches with dropout",
          "with dropout, augmented and mixed images, a teacher, an average"])
 def test_two_processes_train_like_one(ranks, what, micro_steps, dropout):
-    single = trained(ALONE, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
+    single = trained(ONE_RANK, micro_steps=micro_steps, dropout=dropout, everything=what == "everything")
     check_both_trained_as(single, ranks, what)
     distance = (single["weights"] - flat(network())).norm()
     assert (ranks[0][what]["weights"] - single["weights"]).norm() < 1e-5 * distance
@@ -222,7 +222,8 @@ def test_two_processes_train_like_one(ranks, what, micro_steps, dropout):
 def test_two_processes_train_two_heads_and_half_a_model_like_one(ranks):
     start = half_frozen_with_two_heads()
     frozen = torch.cat([torch.full((parameter.numel(),), not parameter.requires_grad) for parameter in start.parameters()])
-    check_both_trained_as(trained(ALONE, micro_steps=2, everything=True, model=half_frozen_with_two_heads()), ranks, "two heads")
+    expected = trained(ONE_RANK, micro_steps=2, everything=True, model=half_frozen_with_two_heads())
+    check_both_trained_as(expected, ranks, "two heads")
     for name in ("weights", "average"):
         changed = ranks[0]["two heads"][name] != flat(start)
         assert not changed[frozen].any() and changed[~frozen].float().mean() > 0.99
@@ -230,7 +231,7 @@ def test_two_processes_train_two_heads_and_half_a_model_like_one(ranks):
 
 @pytest.mark.slow
 def test_two_processes_learn_edits_like_one(ranks):
-    single = trained_on_edits(ALONE)
+    single = trained_on_edits(ONE_RANK)
     assert single["attention"][-1] < single["attention"][0]
     check_both_trained_as(single, ranks, "edits")
 
@@ -243,7 +244,7 @@ def test_half_gradients_are_only_sent_at_O2(ranks):
     assert 0 < (first - second).norm() < 0.02 * distance
     assert torch.equal(second, ranks[1]["O2"]["weights"])
     assert ranks[0]["O2"]["losses"] == pytest.approx(ranks[0]["O1"]["losses"], rel=0.01)
-    assert torch.equal(trained(ALONE, LEVELS["O1"])["weights"], trained(ALONE, LEVELS["O2"])["weights"])
+    assert torch.equal(trained(ONE_RANK, LEVELS["O1"])["weights"], trained(ONE_RANK, LEVELS["O2"])["weights"])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from utils import distributed
 from utils.distributed import PeerLost, neighbors, ranks, to_host, wait_for
 from utils.distributed.neighbors import NeighborLost, Neighbors, place_of_process, watch_neighbors
 
-ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux reports when a process ends")
 
 
@@ -111,11 +111,11 @@ def test_wait_for_ends_with_the_device_a_lost_neighbor_or_the_timeout(child, mon
     watched = Neighbors({1: child[1]}, lambda error: None)
     monkeypatch.setattr(ranks, "_group", ranks._Group(object(), 0.2, store=None, neighbors=watched))
     with pytest.raises(PeerLost, match=r"^step 7: another process of the run did not answer within 0.2 s \(--rank_t"), \
-            distributed.watch(ALONE, lambda: "step 7"):
+            distributed.watch(ONE_RANK, lambda: "step 7"):
         wait_for(Device(float("inf")))
     os.kill(child[0], signal.SIGKILL)
     with pytest.raises(PeerLost, match=rf"^step 8: process 1 \(pid {child[0]}\) of the run has ended; .* --resume") as caught, \
-            distributed.watch(ALONE, lambda: "step 8"):
+            distributed.watch(ONE_RANK, lambda: "step 8"):
         time.sleep(0.2)
         wait_for(Device(float("inf")))
     assert caught.value.exit_code == 8

@@ -15,7 +15,7 @@ from utils.device import SMALLER_EVALUATION, OutOfMemory
 from utils.distributed import PeerLost
 from utils.training.precision import FP32, warm_up
 
-ALONE = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, torch.device("cpu"))
 TIMEOUT_S = 3           # other collectives wait for hours
 
 
@@ -120,24 +120,24 @@ def test_process_lost_while_the_run_is_set_up_or_ends(tmp_path):
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1. This is typically"])
 def test_failed_collective_is_recognized(words):
     line = r"^step 7: another process of the run (did not answer|has ended \(Connection cl)"
-    with pytest.raises(PeerLost, match=line) as caught, distributed.watch(ALONE, lambda: "step 7"):
+    with pytest.raises(PeerLost, match=line) as caught, distributed.watch(ONE_RANK, lambda: "step 7"):
         raise RuntimeError(words)
     assert caught.value.exit_code == 8
-    with pytest.raises(RuntimeError, match="shape"), distributed.watch(ALONE, lambda: "step 7"):
+    with pytest.raises(RuntimeError, match="shape"), distributed.watch(ONE_RANK, lambda: "step 7"):
         raise RuntimeError("shape '[2]' is invalid")
 
 
 def test_out_of_memory_is_reported_with_the_right_advice():
     with pytest.raises(OutOfMemory, match="step 7: out of memory; lower --train_batch_size, or raise --gradient_acc") as one, \
-            distributed.watch(ALONE, lambda: "step 7"):
+            distributed.watch(ONE_RANK, lambda: "step 7"):
         raise MemoryError
     assert one.value.exit_code == 6
     with pytest.raises(OutOfMemory, match="setting up: out of memory; what a run needs"), distributed.init("cpu"):
         raise MemoryError
     with pytest.raises(OutOfMemory, match=r"evaluation: out of memory; lower --eval_batch_size$"), \
-            distributed.watch(ALONE, lambda: "step 7"), distributed.watch(ALONE, lambda: "evaluation", SMALLER_EVALUATION):
+            distributed.watch(ONE_RANK, lambda: "step 7"), distributed.watch(ONE_RANK, lambda: "evaluation", SMALLER_EVALUATION):
         raise MemoryError
-    with pytest.raises(KeyError), distributed.watch(ALONE, lambda: "step 7"):
+    with pytest.raises(KeyError), distributed.watch(ONE_RANK, lambda: "step 7"):
         raise KeyError
 
 

@@ -23,7 +23,7 @@ def failing(monkeypatch, *codes: int, seconds_apart: int = 1):
 
 
 @pytest.mark.parametrize(("codes", "which"), [((-9, 8), "0 (pid 4711)"), ((8, -9), "1 (pid 4712)"), ((-9,), "0 (pid 4711)")])
-def test_killed_process_is_one_line(monkeypatch, capsys, codes, which):
+def test_killed_process_is_reported_in_one_line(monkeypatch, capsys, codes, which):
     failing(monkeypatch, *codes)
     assert torchrun.main([]) == 1
     printed = capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_process_killed_by_the_launcher_is_not_reported(monkeypatch):
     (launch.LaunchError("MASTER_PORT=1: cannot open"), 2, "train.sh: error: MASTER_PORT=1: cannot open\n"),
     (nodes.RunEnded("code 3"), 8, "train.sh: error: code 3\n"),
     (DistStoreError("timed out\nafter"), 8, "train.sh: error: another node is lost or did not connect: timed out\n")])
-def test_lost_node_is_one_line(monkeypatch, capsys, error, code, line):
+def test_lost_node_is_reported_in_one_line(monkeypatch, capsys, error, code, line):
     def main(argv):
         raise error
 

@@ -110,7 +110,7 @@ def with_arrays(**more: torch.Tensor | None) -> Callable:
     (lambda folder: (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_reg4_dinov2"})),
      "config.json says hidden_size 384, but its arrays have hidden_size 32"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "x"), "x: a folder without weights: none of model.safe")])
-def test_a_file_that_is_no_model_is_one_line(tmp_path, capsys, change, words):
+def test_a_file_that_is_no_model_is_reported_in_one_line(tmp_path, capsys, change, words):
     change(dino(tmp_path / "x"))
     code, out, err = printed(capsys, tmp_path / "x")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("python -m models: ") and re.search(words, err), err

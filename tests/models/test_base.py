@@ -20,7 +20,7 @@ def random_model(family: str, **overrides):
     return filling.random_model(architecture(**TINY | FAMILIES[family]), 3, (8, 12), std=0.5, **overrides).eval()
 
 
-FAMILIES |= {name: row for name, (_, row, _) in families.LATER.items()}
+FAMILIES |= {name: row for name, (_, row, _) in families.LATER_FAMILIES.items()}
 HOOKED = {**FAMILIES, "hybrid": {"patch_size": 1, "resnet_layers": (1,), "resnet_width": 32}, "sigmoid": {}}
 
 

@@ -145,7 +145,7 @@ def test_a_size_that_does_not_fit_names_its_neighbours(name, img_size, message):
     ({"distilled": True, "resnet_layers": (1,)}, r"resnet_layers \(1,\): a distilled DeiT \(distilled\) has no ResNet"),
     ({"class_layers": 2, "classifier": "patch_mean"}, r"classifier 'patch_mean': CaiT \(class_layers\) reads its tokens"),
 ])
-def test_wrong_arguments_are_one_line(arguments, message):
+def test_wrong_arguments_are_reported_in_one_line(arguments, message):
     with pytest.raises(ModelError, match=message) as error:
         create_model(**{"name_or_config": SMALL} | arguments)
     assert "\n" not in str(error.value)

@@ -18,11 +18,11 @@ GRID = (2, 3)
 FAMILIES = {                             # row: the queries that the head reads, counted over prefix tokens and patches
     "ViT-Ti_16": [0], "DeiT-Ti_16-distilled": [0, 1], "MAE-B_16": range(1, 7), "gap": range(6), "CaiT-XXS24": [0],
     "dino": [0], "dino_mean": [0, 3, 4, 5, 6, 7, 8], "mean": range(2, 8), "siglip": [0], "pe": [0]}
-LATER = {name: row for name, (_, row, _) in families.LATER.items()} | {"gap": {"classifier": "gap"}}
+LATER_FAMILIES = {name: row for name, (_, row, _) in families.LATER_FAMILIES.items()} | {"gap": {"classifier": "gap"}}
 
 
 def random_model(family="ViT-Ti_16", sigmoid="last"):
-    row = dict(MODELS["ViT-Ti_16" if family in LATER else family]) | SIZE | LATER.get(family, {})
+    row = dict(MODELS["ViT-Ti_16" if family in LATER_FAMILIES else family]) | SIZE | LATER_FAMILIES.get(family, {})
     return filling.random_model(architecture(**row), 5, (8, 12), std=0.3, sigmoid_attention=sigmoid).eval()
 
 

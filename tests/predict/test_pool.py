@@ -1,4 +1,4 @@
-"""Processes that predict: the order of the answers, how far they run ahead, and what ends them."""
+"""Processes that predict: the order of the results, how far they run ahead, and what ends them."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ from utils.predict.pool import in_order
 
 
 def squares(batches, number):
-    """Slower in the first process, and with a batch in hand, as a loader has."""
+    """Return squares, more slowly in the first process, one batch behind as a loader is."""
     waiting = []
     for batch in batches:
         time.sleep(0.02 * (number == 0))
@@ -28,7 +28,7 @@ def squares(batches, number):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_answers_come_in_the_order_of_the_batches(count):
+def test_results_are_in_the_order_of_the_batches(count):
     batches = [[number, number + 1] for number in range(25)]
     assert list(in_order(squares, iter(batches), count)) == [(batch, [key * key for key in batch]) for batch in batches]
     assert list(in_order(squares, iter([]), count)) == []
@@ -46,8 +46,8 @@ def test_an_endless_source_is_read_no_further_than_needed(count):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_answers_come_while_the_source_pauses(count, monkeypatch):
-    """Whatever is in the hands of loaders: standard input stays open, and no further line comes."""
+def test_results_are_returned_while_the_source_pauses(count, monkeypatch):
+    """Including batches that loaders have prefetched, while standard input stays open without a further line."""
     reader, writer = os.pipe()
     monkeypatch.setattr(sources.sys, "stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
     os.write(writer, b"".join(b"%d\n" % number for number in range(10)))
@@ -66,7 +66,7 @@ def test_answers_come_while_the_source_pauses(count, monkeypatch):
     os.close(writer)
 
 
-def test_what_a_process_raises_is_raised_here_with_its_code():
+def test_an_error_of_a_process_is_raised_in_the_main_process_with_its_code():
     def fail(batches, number):
         yield next(batches)
         raise (DataError("x.png: gone") if number == 1 else error)
@@ -81,7 +81,7 @@ def test_what_a_process_raises_is_raised_here_with_its_code():
             pass
 
 
-def test_a_lost_process_is_one_line_and_the_others_end():
+def test_a_lost_process_is_reported_in_one_line_and_the_others_end():
     def die(batches, number):
         for batch in batches:
             if batch[0] == 7:
@@ -95,8 +95,8 @@ def test_a_lost_process_is_one_line_and_the_others_end():
     assert caught.value.exit_code == 5 and pids and wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_whoever_stops_early_leaves_no_process_and_each_ends_in_order(tmp_path):
-    """Loaders of a process that is killed may print what became of their pipes."""
+def test_an_early_stop_leaves_no_process_and_each_ends_in_order(tmp_path):
+    """Loaders of a killed process might print errors about their pipes."""
     def work(batches, number):
         try:
             yield from (os.getpid() for _ in batches)

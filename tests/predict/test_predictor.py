@@ -1,4 +1,4 @@
-"""From images to labels: the same numbers in any batch, as evaluation has them, and asked in Python."""
+"""From images to labels: the same numbers in any batch, in evaluation and from Python."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from utils.predict.sources import Batches, open_sources
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A run of a tiny model on small photographs: files of every kind, with one that is cut off and one that is no image."""
+    """Make a run of a tiny model on small photographs: files of every kind, one of them truncated and one not an image."""
     root = tmp_path_factory.mktemp("predictor")
     (root / "p").mkdir()
     draw = np.random.default_rng(0)
@@ -64,8 +64,8 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_who_loads(place):
         np.testing.assert_allclose(other.probabilities, whole.probabilities, atol=1e-6)
 
 
-def test_the_loader_s_processes_hand_out_what_they_have_when_no_image_comes(place):
-    """Batches without an image are answers without a row."""
+def test_loader_processes_return_their_batches_when_no_image_follows(place):
+    """Batches without images give results without rows."""
     items = list(open_sources([str(place / "p")]))
     work, given = dataclasses.replace(work_of(open_model(place / "r")), workers=1), []
     batches = Batches(itertools.chain(items, itertools.repeat(None)), 4)
@@ -73,10 +73,10 @@ def test_the_loader_s_processes_hand_out_what_they_have_when_no_image_comes(plac
         batches.answered(given.pop(0))
         if not batches.owed:
             break
-    assert not any(given)                       # what is under way yet has no image
+    assert not any(given)                       # the batches still in progress have no images
 
 
-def test_files_are_read_by_processes_of_their_own_which_a_hanging_file_does_not_stop_for_ever(monkeypatch):
+def test_a_file_that_hangs_its_reading_process_does_not_stop_the_others(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for cores, processes, found in ((1, 1, (1, 1)), (2, 2, (1, 1)), (2, 1, (2, 1)), (16, 2, (4, 7))):
         for name in ("predict.predictor", "data.loader"):
@@ -92,7 +92,7 @@ def test_every_batch_is_computed_at_one_shape(place):
     assert set(shapes) == {(4, 3, 16, 16)}
 
 
-def test_asked_in_python_the_numbers_are_the_same(place):
+def test_predictions_from_python_have_the_same_numbers(place):
     paths = sorted(str(path) for path in (place / "p").iterdir())
     opened = open_model(place / "r")
     whole = answers_of(work_of(opened), open_sources([str(place / "p")]))
@@ -107,14 +107,14 @@ def test_asked_in_python_the_numbers_are_the_same(place):
     assert first.label == found[0].label and (first.label, first.probability) == first.top[0]
     assert model.predict([]) == [] and len(model.predict(paths[0]).top) == 1
     decoded = Image.open(paths[0])
-    decoded.load()                                             # whole: other pixels than of a JPEG that is decoded smaller
+    decoded.load()                                             # full size: a JPEG decoded smaller has other pixels
     assert model.predict(decoded).label == first.label
     with pytest.raises(ValueError, match="top_k must be from 1 to 10, the model's number of classes, got 11"):
         model.predict(paths, top_k=11)
 
 
-def test_a_single_unreadable_image_raises_and_in_a_list_its_entry_has_the_error(place):
-    """Whether it is a path, one that does not exist, or an image in memory. The others of the list are labelled."""
+def test_an_unreadable_image_raises_and_in_a_list_its_entry_has_the_error(place):
+    """For a path, a path that does not exist, and an image in memory. The other images of the list get labels."""
     model = load_model(place / "r")
     good = place / "p/1.jpg"
     for bad, reason in ((place / "p/none.jpg", "cannot be read as an image"), (str(place / "p/gone.jpg"), "no such file"),
@@ -129,7 +129,7 @@ def test_a_single_unreadable_image_raises_and_in_a_list_its_entry_has_the_error(
 
 
 def test_an_image_in_memory_is_read_as_its_file(place):
-    """Turned upright, of one channel, with an alpha channel; what has no known range is one line."""
+    """With an EXIF rotation, one channel or an alpha channel. An image of unknown range is reported in one line."""
     model = load_model(place / "r")
     for name in ("turned.jpg", "gray.png", "alpha.png", "deep.png"):
         image = Image.open(place / "p" / name)
@@ -144,7 +144,7 @@ def test_an_image_in_memory_is_read_as_its_file(place):
 
 
 @pytest.mark.parametrize("ending", ["tif", "gif"])
-def test_a_later_frame_of_a_file_counts_as_it_is(place, tmp_path, ending):
+def test_a_later_frame_of_a_file_is_used_as_given(place, tmp_path, ending):
     frames, model = [Image.open(place / f"p/{number}.jpg").resize((50, 40)) for number in (0, 3)], load_model(place / "r")
     frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:])
     image = Image.open(tmp_path / f"x.{ending}")
@@ -154,7 +154,7 @@ def test_a_later_frame_of_a_file_counts_as_it_is(place, tmp_path, ending):
     assert model.predict(image, 3) == model.predict(image.convert("RGB"), 3) != first
 
 
-def test_what_is_neither_a_path_nor_an_image_is_refused(place):
+def test_an_input_that_is_neither_path_nor_image_is_refused(place):
     model = load_model(place / "r")
     for given, words in ((np.zeros((3, 4, 3)), "not ndarray of ndarray"), (b"a.png", "not bytes"), (3, "not int"),
                          (b"", "not bytes"), ([str(place / "p/1.jpg"), None], "not list of NoneType")):
@@ -163,8 +163,8 @@ def test_what_is_neither_a_path_nor_an_image_is_refused(place):
     assert len(model.predict(place / f"p/{number}.jpg" for number in range(2))) == 2
 
 
-def test_a_model_of_another_program_and_one_that_nobody_has_trained(place, tmp_path):
-    """What is "auto" about reading is found from the images."""
+def test_models_of_another_program_and_untrained_ones_predict(place, tmp_path):
+    """Settings of reading that are "auto" are decided by the images."""
     opened = open_model(None)
     assert opened.reading.unknown == {"exif", "intensity_range", "alpha"}
     model = opened.model
@@ -177,7 +177,7 @@ def test_a_model_of_another_program_and_one_that_nobody_has_trained(place, tmp_p
         load_model(tmp_path / "nothing")
 
 
-def test_a_mirrored_image_counts_where_the_run_has_it_so(tmp_path, place):
+def test_a_mirror_image_counts_if_the_run_uses_it(tmp_path, place):
     write_checkpoint(tmp_path / "r/best.pt", "--tta", "flip")
     model = load_model(tmp_path / "r")
     image = Image.open(place / "p/3.jpg")
@@ -186,7 +186,7 @@ def test_a_mirrored_image_counts_where_the_run_has_it_so(tmp_path, place):
     assert dict(both.top) == pytest.approx(dict(mirrored.top), abs=5e-3)
 
 
-def test_products_of_the_program_are_rounded_as_before(place):
+def test_the_rounding_of_products_is_restored(place):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high")
@@ -196,7 +196,7 @@ def test_products_of_the_program_are_rounded_as_before(place):
         torch.set_float32_matmul_precision(before[0])
 
 
-def test_a_converted_model_answers_too(place):
+def test_a_converted_model_predicts_too(place):
     model = load_model(place / "r")
     label = model.predict(place / "p/1.jpg").label
     assert model.bfloat16().predict(place / "p/1.jpg").label == label

@@ -1,4 +1,4 @@
-"""Rows as text, and that they are written whole or not at all."""
+"""Rows as text, and their writing: completely or not at all."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def test_csv_of_images_without_and_with_true_classes():
     assert [rows[1][name] for name in ("true", "predicted", "probability", "loss")] == ["cat", "", "", ""]
 
 
-def test_json_is_one_value_and_jsonl_an_object_a_line():
+def test_json_is_one_array_and_jsonl_has_an_object_on_each_line():
     table = Table(("cat", "dog"), 2, False)
     parts = [list(table.rows(NAMES, ANSWERS)), list(table.rows(NAMES, ANSWERS))]
     whole = "".join(text for number, rows in enumerate(parts) for text in table.texts(rows, "json", first=not number))
@@ -50,22 +50,22 @@ def test_json_is_one_value_and_jsonl_an_object_a_line():
     assert lines[2]["path"] == NAMES[2]
 
 
-def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     output = Output(tmp_path / "new" / "x.csv")
     output.write(["path\n", NAMES[2] + "\n"])
     assert os.listdir(tmp_path / "new") == ["x.csv.partial"]
     output.finish()
     assert os.listdir(tmp_path / "new") == ["x.csv"] and (tmp_path / "new/x.csv").read_bytes() == b"path\ncaf\xe9.png\n"
     other = Output(tmp_path / "a/b/y.csv")
-    assert other.leave() == "" and os.listdir(tmp_path) == ["new"]              # nothing is left of an error before the first row
+    assert other.leave() == "" and os.listdir(tmp_path) == ["new"]              # an error before the first row leaves no file
     kept = Output(tmp_path / "y.csv")
     kept.write(["path\n"])
     assert kept.leave() == f"the rows so far are in {tmp_path / 'y.csv.partial'}, and each is complete"
     assert (tmp_path / "y.csv.partial").read_bytes() == b"path\n"
 
 
-def test_two_processes_do_not_write_one_file_and_what_appears_meanwhile_is_kept(tmp_path):
-    """The other one is a fork: a process may lock again what is its own."""
+def test_two_processes_do_not_write_the_same_file_and_a_file_made_meanwhile_is_kept(tmp_path):
+    """The other process is a fork: the same process could lock the file again."""
     output = Output(tmp_path / "x.csv")
     output.write(["path\n"])
 
@@ -102,7 +102,7 @@ def test_a_device_and_a_pipe_with_a_name_are_written_directly(tmp_path):
 
 @pytest.fixture
 def standard_output(monkeypatch):
-    """standard_output(descriptor): an Output to it in place of descriptor 1"""
+    """Return standard_output(descriptor), which makes an Output that writes there instead of to descriptor 1."""
     def make(descriptor: int) -> Output:
         output = Output(None)
         output._descriptor, output._shown = descriptor, False
@@ -111,7 +111,7 @@ def standard_output(monkeypatch):
     return make
 
 
-def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output):
+def test_a_full_disk_keeps_complete_rows_and_is_reported_in_one_line(tmp_path, standard_output):
     output = Output(tmp_path / "x.csv")
     with files_no_larger_than(5000), pytest.raises(OSError) as error:
         output.write(["0123456\n"] * 900)
@@ -126,8 +126,8 @@ def test_a_full_disk_keeps_whole_rows_and_is_one_line(tmp_path, standard_output)
     assert Path(tmp_path / "redirected").read_text() == "0123456\n" * 100
 
 
-def test_a_row_of_several_lines_or_of_many_letters_is_written_whole_or_not_at_all(tmp_path):
-    """Names of files and classes may have ends of lines in them."""
+def test_a_long_row_or_one_with_line_breaks_is_written_completely_or_not_at_all(tmp_path):
+    """Names of files and classes may contain line breaks."""
     output, row, long = Output(tmp_path / "x.csv"), '"a\n' + "b" * 96 + '"\n', "c\n" + "d" * PIECE + "\n"
     with files_no_larger_than(PIECE + 50), pytest.raises(OSError):
         output.write([row] * 90)
@@ -137,7 +137,7 @@ def test_a_row_of_several_lines_or_of_many_letters_is_written_whole_or_not_at_al
     assert Path(output.partial).read_text() == row * (PIECE // len(row) + 1)
 
 
-def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard_output):
+def test_a_closed_pipe_is_not_an_error_and_contains_complete_rows(standard_output):
     reader, writer = os.pipe()
     output = standard_output(writer)
     row, got = "x" * 99 + "\n", []
@@ -147,7 +147,7 @@ def test_the_end_of_a_pipe_is_no_error_and_what_is_in_it_are_whole_rows(standard
         got.append(os.read(reader, 1000))
     assert select.select([reader], [], [], 20)[0]
     os.set_blocking(reader, False)
-    left = os.read(reader, 1 << 20)                # all that is in the pipe at some moment, as whoever kills the writer finds it
+    left = os.read(reader, 1 << 20)                # the content of the pipe at some moment, as if the writer was killed
     assert (b"".join(got) + left).endswith(b"\n") and len(b"".join(got) + left) % 100 == 0 and PIECE % 100
     os.close(reader)
     thread.join(20)

@@ -1,4 +1,4 @@
-"""Which images are labelled, in which order: files, folders, lists, csv, standard input."""
+"""Which images are labeled, and in which order: files, folders, lists, csv, standard input."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_its_paths():
     assert found("p/b.jpg", "p/a", "p/a.jpg") == ["p/b.jpg", *expected[:3], "p/a.jpg"]
 
 
-def test_a_list_has_a_path_a_line_seen_from_here_or_from_the_list():
+def test_paths_of_a_list_are_relative_to_the_working_folder_or_the_list():
     write("lists/in.png", "here.png")
     name = os.fsdecode(b"caf\xe9.png")
     Path("lists/all.txt").write_bytes(b"\xef\xbb\xbfin.png\r\n\nhere.png\n/gone/a b.png\n" + os.fsencode(name))
@@ -54,7 +54,7 @@ def test_a_list_has_a_path_a_line_seen_from_here_or_from_the_list():
         assert words in error_of(DataError, found, "lists/all.txt")
 
 
-def test_standard_input_is_read_as_it_comes(monkeypatch):
+def test_standard_input_is_read_line_by_line(monkeypatch):
     class Endless(io.RawIOBase):
         def __iter__(self):
             return (f"{number}.png\n".encode() for number in itertools.count())
@@ -71,7 +71,7 @@ def test_standard_input_is_read_as_it_comes(monkeypatch):
     ('label,file\n"x,y","a.png"\nz,b.png\n', {}),
     ("path,label,probability,error\na.png,,,\nb.png,3,0.5,\n", {}),
 ], ids=["plain", "one column", "kaggle", "flag", "quoted", "ours"])
-def test_a_csv_is_read_as_that_of_a_data_set(text, more):
+def test_a_csv_is_read_like_a_list_of_a_data_set(text, more):
     csv_files(Path("d"))
     Path("d/x.csv").write_text(text)
     assert found("d/x.csv", **more) == ["d/a.png", "d/b.png"]
@@ -79,7 +79,7 @@ def test_a_csv_is_read_as_that_of_a_data_set(text, more):
     assert found("d/x.csv", **more) == ["d/a.png", "d/b.png"]
 
 
-def test_a_csv_in_another_folder_than_its_images_and_with_rows_that_have_none():
+def test_a_csv_may_be_in_another_folder_than_its_images_and_have_rows_without_images():
     csv_files(Path("images"))
     Path("lists").mkdir()
     Path("lists/x.csv").write_text("path,label\na.png,x\ngone.png,y\nb.png,\n,z\n")
@@ -88,8 +88,8 @@ def test_a_csv_in_another_folder_than_its_images_and_with_rows_that_have_none():
     assert "--path_column" in error_of(DataError, found, "lists/y.csv")
 
 
-def test_a_table_of_ours_names_a_file_that_a_spreadsheet_would_run():
-    """By an apostrophe before it, which is a part of another file's name."""
+def test_an_apostrophe_that_our_tables_add_to_formulas_is_removed():
+    """In the name of another file an apostrophe is kept."""
     write("d/a.png", "d/=b.png", "d/'-c.png")
     Path("d/x.csv").write_text(csv_table([["path", "label", "error"], ["a.png", "+", ""], ["=b.png", "-", ""],
                                           ["'-c.png", "", ""], ["=gone.png", "", ""]]))
@@ -97,14 +97,14 @@ def test_a_table_of_ours_names_a_file_that_a_spreadsheet_would_run():
     assert found("d/x.csv") == ["d/a.png", "d/=b.png", "d/'-c.png", "d/=gone.png"]
 
 
-def test_the_head_of_a_long_list_is_enough_to_know_its_columns(monkeypatch):
+def test_the_beginning_of_a_long_list_decides_its_columns(monkeypatch):
     csv_files(Path("d"))
     Path("d/x.csv").write_text("path;label\n" + "a.png;x\n" * 500)
     monkeypatch.setattr(sources, "HEAD_BYTES", 100)
     assert len(read_table(Path("d/x.csv"), 100).rows) < 20 and len(found("d/x.csv")) == 500
 
 
-def test_batches_are_cut_where_no_more_keys_come_and_end_with_an_error_of_the_source():
+def test_batches_end_early_when_no_key_follows_and_with_an_error_of_the_source():
     def keys():
         yield from [None, 1, 2, 3, None, None, None, 4, None, 5]
         raise DataError("x.txt:6: NUL bytes")
@@ -120,8 +120,8 @@ def test_batches_are_cut_where_no_more_keys_come_and_end_with_an_error_of_the_so
     assert first_of(iter([1, 2, 3]), 2, True) == ([1, 2], False)
 
 
-def test_a_folder_that_cannot_be_listed_is_a_row_and_not_the_end(monkeypatch):
-    """(Whoever runs the tests may be allowed to list any.)"""
+def test_a_folder_that_cannot_be_listed_is_a_row_with_an_error(monkeypatch):
+    """Simulated, since the tests may run with the right to list any folder."""
     write("p/a/1.png", "p/b/2.png", "p/c.png")
 
     def listed(folder):
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_listed_is_a_row_and_not_the_end(monkeypatch):
     assert found("p") == ["p/a", "p/b/2.png", "p/c.png"] and "Permission denied" in error_of(DataError, found, "p/a")
 
 
-def test_what_holds_no_images_is_refused_before_anything_is_read():
+def test_inputs_without_images_are_refused_before_anything_is_read():
     Path("empty").mkdir()
     Path("images.zip").write_bytes(b"PK")
     write("p/a.png")

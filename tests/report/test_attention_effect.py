@@ -3,7 +3,7 @@ tests/system/test_teaching.py)."""
 
 import numpy as np
 import pytest
-from building import ALONE, build_objects
+from building import ONE_RANK, build_objects
 
 from utils.attention.edits import Edit
 from utils.data.splits import ArrayImages
@@ -61,7 +61,7 @@ def test_a_prediction_leaves_the_model_in_its_mode():
     shown = choose_images(data.splits.train, {3: EDIT}, data.splits.test, "test", {})
     model.train()
     built, transform = objects.built, data.eval_transform
-    found = predict_with_attention(shown, model, transform, built.normalize, built.precision, ALONE.device)
+    found = predict_with_attention(shown, model, transform, built.normalize, built.precision, ONE_RANK.device)
     assert model.training and found["names"][:2] == ["taught: train/3", "test: test/0"]
     assert found["pixels"].shape == (5, 3, 8, 8) and found["attention"].shape == (5, 4, 4)
     assert found["probabilities"].sum(1).tolist() == pytest.approx([1] * 5)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from building import ALONE, build_objects
+from building import ONE_RANK, build_objects
 from PIL import Image, ImageDraw
 
 from utils.data.loader import Batch
@@ -95,7 +95,8 @@ def test_a_full_disk_costs_the_picture_only(tmp_path, monkeypatch):
 
 
 def watched(folder, objects, main=True):
-    run = SimpleNamespace(ranks=ALONE if main else dataclasses.replace(ALONE, rank=1, size=2), config=SimpleNamespace(name="run"),
+    ranks = ONE_RANK if main else dataclasses.replace(ONE_RANK, rank=1, size=2)
+    run = SimpleNamespace(ranks=ranks, config=SimpleNamespace(name="run"),
                           outputs=SimpleNamespace(folder=folder, logger=SimpleNamespace(log=print)))
     return watch_first_batches(run, objects.trainer, objects.data)
 

@@ -80,7 +80,7 @@ def test_a_loss_that_does_not_fall_is_reported_once_and_early(settings, loss, wo
     made = plan(**settings)
     steps = curve(lambda step: loss, lambda step: settings.get("share", 0.1))
     line, = warnings_of(made, *steps)
-    assert line.startswith("warning: at step 64 ") and words in line and made.judged_from == 64
+    assert line.startswith("warning: at step 64 ") and words in line and made.warns_from == 64
     assert warnings_of(made, *steps[:63]) == []
 
 
@@ -90,9 +90,9 @@ def test_a_high_loss_that_falls_to_guessing_suggests_a_lower_learning_rate():
 
 
 def test_warnings_start_after_hundreds_of_steps_or_half_of_a_short_run():
-    assert plan(num_steps=10_000, warmup_steps=500).judged_from == 800
-    assert plan(num_steps=2000, warmup_steps=0).judged_from == 200
-    assert plan(num_steps=30, warmup_steps=10).judged_from == 20
+    assert plan(num_steps=10_000, warmup_steps=500).warns_from == 800
+    assert plan(num_steps=2000, warmup_steps=0).warns_from == 200
+    assert plan(num_steps=30, warmup_steps=10).warns_from == 20
 
 
 @pytest.mark.parametrize(("settings", "share", "words"), [

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from building import ALONE, build_objects
+from building import ONE_RANK, build_objects
 from ranks import Ranks
 
 from utils.data.loader import eval_loader
@@ -21,11 +21,11 @@ def test_mistakes_are_those_of_the_evaluation_with_the_worst_first(tmp_path):
     torch.nn.init.normal_(made.model.head.weight)
     split, classes = made.found.splits.val, made.found.splits.classes
     outputs = types.SimpleNamespace(folder=tmp_path)
-    metrics = evaluate(made.model, made.data.eval_loader(split), made.built.normalize, made.built.precision, ALONE, 10,
+    metrics = evaluate(made.model, made.data.eval_loader(split), made.built.normalize, made.built.precision, ONE_RANK, 10,
                        answers=True)
     assert metrics.answers.shape == (5, len(split)) and metrics.answers[0].tolist() == list(range(len(split)))
     assert metrics.answers[4].mean().item() == pytest.approx(metrics.loss, abs=1e-6)
-    write_mistakes(metrics, split, classes, outputs, ALONE)
+    write_mistakes(metrics, split, classes, outputs, ONE_RANK)
     header, *rows = read_csv_table((tmp_path / "mistakes.csv").read_text())
     assert header == ["path", "true", "predicted", "probability", "loss"]
     assert len(rows) == round((1 - metrics.accuracy) * len(split)) > 0
@@ -48,7 +48,7 @@ def test_two_ranks_write_the_same_table_as_one_even_if_one_has_no_image(tmp_path
         (tmp_path / str(ranks.size)).mkdir(exist_ok=True)
         write_mistakes(metrics, split, classes, types.SimpleNamespace(folder=tmp_path / str(ranks.size)), ranks)
 
-    work(ALONE)
+    work(ONE_RANK)
     with Ranks(2, work, tmp_path, timeout_s=10) as both:
         assert both.wait() == [0, 0]
     assert (tmp_path / "2/mistakes.csv").read_text() == (tmp_path / "1/mistakes.csv").read_text()
@@ -58,7 +58,7 @@ def test_without_answers_nothing_is_written_and_a_full_disk_is_a_warning(tmp_pat
     logged, outputs = [], types.SimpleNamespace(folder=tmp_path)
     outputs.logger = types.SimpleNamespace(log=logged.append)
     metrics = EvalMetrics(1, 1.0, 0.0, 1, 1, 1, 1, 0.5, 0.1)
-    write_mistakes(metrics, None, ["a", "b"], outputs, ALONE)
+    write_mistakes(metrics, None, ["a", "b"], outputs, ONE_RANK)
     assert not list(tmp_path.iterdir())
 
     def refuse(path, write):
@@ -67,7 +67,7 @@ def test_without_answers_nothing_is_written_and_a_full_disk_is_a_warning(tmp_pat
     monkeypatch.setattr(mistakes, "atomic_write", refuse)
     answers = torch.tensor([[0.0], [0], [1], [0.7], [1.2]], dtype=torch.float64)
     images = types.SimpleNamespace(name=str)
-    write_mistakes(EvalMetrics(1, 1.0, 0.0, 1, 1, 1, 1, 0.5, 0.1, answers=answers), images, ["a", "b"], outputs, ALONE)
+    write_mistakes(EvalMetrics(1, 1.0, 0.0, 1, 1, 1, 1, 0.5, 0.1, answers=answers), images, ["a", "b"], outputs, ONE_RANK)
     assert logged == ["warning: cannot write it (no room); the run continues without it"]
 
 

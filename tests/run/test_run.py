@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from building import ALONE
+from building import ONE_RANK
 from runs import events_of, load_state
 from torch import nn
 
@@ -57,7 +57,7 @@ class Session:
             folder.create(".", "r", "r")
             folder.write_config(Path("r"), config.to_dict(), {}, 1)
         stop = types.SimpleNamespace(saves=False, requested=lambda: self.stop_in in self.evaluated)
-        run, trainer = Run(config, state, source, ALONE, stop), CountingTrainer(state.step if state else 0)
+        run, trainer = Run(config, state, source, ONE_RANK, stop), CountingTrainer(state.step if state else 0)
         self.run, self.trainer, run.history.best = run, trainer, best
         data = types.SimpleNamespace(evaluated_before=parts[0], watched=parts[1], final=parts[2], train=TRAIN,
                                      splits=types.SimpleNamespace(classes=("a", "b")),

@@ -14,7 +14,7 @@ from utils.distributed import Ranks
 from utils.process import StopSignal
 from utils.run import checkpoint
 
-ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+ONE_RANK = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
 
 def build_objects(*flags) -> types.SimpleNamespace:
@@ -24,15 +24,15 @@ def build_objects(*flags) -> types.SimpleNamespace:
     """
     typed = parse([str(flag) for flag in ("--dataset", "digits", *TINY, *flags)])
     check(typed)
-    found = build.find(choose(typed), None, ALONE)
+    found = build.find(choose(typed), None, ONE_RANK)
     config = resolve(typed, found.facts)
-    run = build.build_run(config, found, None, ALONE, StopSignal())
-    built = build.build_model(config, found, None, ALONE)
+    run = build.build_run(config, found, None, ONE_RANK, StopSignal())
+    built = build.build_model(config, found, None, ONE_RANK)
     with mock.patch.object(build_data, "train_loader", wraps=build_data.train_loader) as train, \
             mock.patch.object(build_data, "eval_loader", wraps=build_data.eval_loader) as evaluation:
-        data = build.build_data(config, found, None, ALONE, built)
+        data = build.build_data(config, found, None, ONE_RANK, built)
         data.eval_loader(data.final.images)
-    trainer = build.build_trainer(config, None, ALONE, built, data, run.requests)
+    trainer = build.build_trainer(config, None, ONE_RANK, built, data, run.requests)
     return types.SimpleNamespace(config=config, found=found, run=run, built=built, model=built.model, data=data, trainer=trainer,
                                  train=types.SimpleNamespace(**train.call_args.kwargs),
                                  eval=types.SimpleNamespace(**evaluation.call_args.kwargs))

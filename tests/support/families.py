@@ -33,7 +33,7 @@ MECHANISMS = {
 # Tiny rows of later families: registers, rotary positions and layer scale; the cls token concatenated with the mean; attention
 # pooling without and with a cls token; the mean without a cls token. Their width is divisible by 2 and 3 heads.
 DINO = {"registers": 2, "positions": "none", "rope": "dinov3", "layer_scale": 0.1, "mlp": "swiglu", "qkv_bias": "qv"}
-LATER = {name: ("ViT-Ti_16", {"hidden_size": 24} | keys, size) for name, keys, size in (
+LATER_FAMILIES = {name: ("ViT-Ti_16", {"hidden_size": 24} | keys, size) for name, keys, size in (
     ("dino", DINO, (16, 24)),
     ("dino_mean", DINO | {"classifier": "token_mean", "positions": "patches", "rope": ""}, (24, 16)),
     ("siglip", {"class_token": False, "classifier": "attention", "pool_heads": 3, "pool_mlp_dim": 20}, (16, 24)),
@@ -41,13 +41,13 @@ LATER = {name: ("ViT-Ti_16", {"hidden_size": 24} | keys, size) for name, keys, s
     ("mean", {"class_token": False, "classifier": "mean", "registers": 2, "norm": "rms", "qk_norm": True, "rope": "eva",
               "rope_grid": 3, "attention_norm": True, "mlp_norm": True}, 16))}
 LAYERS = {name: 4 if name == "cait" else 2 for name in FAMILIES} | {
-    name: 2 + (keys.get("classifier") == "attention") for name, (_, keys, _) in LATER.items()}
+    name: 2 + (keys.get("classifier") == "attention") for name, (_, keys, _) in LATER_FAMILIES.items()}
 CLASSES = list("0123456789")
 
 
 def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransformer":
     """Return an untrained model with random weights, in training mode."""
-    kind, keys, size = (FAMILIES | LATER | MECHANISMS)[family]
+    kind, keys, size = (FAMILIES | LATER_FAMILIES | MECHANISMS)[family]
     torch.manual_seed(0)
     model = models.create_model(kind, classes, size, **SMALL | keys | own)
     for parameter in model.parameters():
@@ -58,7 +58,7 @@ def family_model(family: str, classes: int = 10, **own) -> "models.ImageTransfor
 def save_run(folder: Path, family: str = "vit", own: dict | None = None, stored: dict | None = None, **settings) -> Path:
     """Write a run of such a model with ten classes. own: keys of its row; settings: flags of the run; stored: settings as other
     data would have set them."""
-    kind, _, size = (FAMILIES | LATER | MECHANISMS)[family]
+    kind, _, size = (FAMILIES | LATER_FAMILIES | MECHANISMS)[family]
     model = family_model(family, **own or {})
     folder.mkdir(parents=True)
     run = config.resolve({"dataset": "digits", "model_type": kind, "img_size": size, "name": folder.name,

@@ -59,7 +59,7 @@ def default_model(device: str, gib: int) -> str:
 def images(model: str, device: str, gib: int, precision: str, size: int) -> str:
     """Return how many images fit into memory at once, as a power of two of at most MANY; "-" if fewer than LEAST."""
     need = memory.need(MODELS[model].to_dict(), (size, size), CLASSES, precision=precision, optimizer="adamw", device_type=device)
-    budget = int(gib * 2**30 * memory.SHARE[device])
+    budget = int(gib * 2**30 * memory.USABLE_FRACTION[device])
     if need.step(LEAST) > budget:
         return "-"
     most = need.fitting(budget)

@@ -168,11 +168,11 @@ def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrup
 def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, figure):
     """SIGTERM, SIGINT, SIGUSR1 or SIGHUP at any instant of training, evaluating and saving: nothing is lost, code 143."""
     whole, untouched = uninterrupted("--num_workers", "0")
-    chance, asked, slowest, wanted, runs = random.Random(9), 0, 0.0, tries(2, 24), 0
-    while asked < wanted:
+    chance, requested, slowest, wanted, runs = random.Random(9), 0, 0.0, tries(2, 24), 0
+    while requested < wanted:
         folder, runs = tmp_path / f"run{runs}", runs + 1
         workers = ("--num_workers", 2 * (runs % 2))
-        for _ in range(min(40, wanted - asked)):
+        for _ in range(min(40, wanted - requested)):
             children = rig.start(folder, *workers, before=slow_disk)
             time.sleep(chance.uniform(0.3, 2.0))
             begun = time.monotonic()
@@ -182,7 +182,7 @@ def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, f
                 break
             printed = (folder / "out.txt").read_text()[-3000:]
             assert code == 143 and "Traceback" not in printed, printed
-            asked, slowest = asked + 1, max(slowest, time.monotonic() - begun)
+            requested, slowest = requested + 1, max(slowest, time.monotonic() - begun)
             if (folder / "output" / "run" / "log.jsonl").exists():
                 steps = [event["step"] for event in rig.events(folder) if event["event"] == "train"]
                 assert rig.newest(folder) == (steps[-1] if steps else 0), "the last step was not saved"
@@ -190,7 +190,8 @@ def test_a_request_to_stop_saves_the_last_step(tmp_path, uninterrupted, tries, f
             assert rig.run(folder, *workers)
         assert rig.end_of(folder) == whole
         assert training(folder) == training(untouched)
-    figure(f"requests to stop, the last step saved each time (slowest end after {slowest:.1f} s; {runs} runs compared)", asked)
+    figure(f"requests to stop, the last step saved each time (slowest end after {slowest:.1f} s; {runs} runs compared)",
+           requested)
 
 
 @pytest.mark.slow

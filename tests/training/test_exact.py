@@ -24,7 +24,7 @@ from utils.training.precision import FP32, LEVELS, LossScaler
 from utils.training.trainer import Progress, Requests, StepSettings, Trainer
 
 CPU = torch.device("cpu")
-ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, CPU)
 
 
 def recursion(leaves: list[torch.Tensor]) -> torch.Tensor:
@@ -77,7 +77,7 @@ LIKE = [torch.empty(50), torch.empty(50).half(), torch.empty(50), torch.empty(1)
 def summed(ranks: distributed.Ranks, leaves: int) -> list[torch.Tensor | None]:
     count = leaves // ranks.size
     node = tree_of(range(ranks.rank * count, (ranks.rank + 1) * count))
-    return exact.sum_over_ranks(node, LIKE, ranks)
+    return exact.all_reduce_tree(node, LIKE, ranks)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_ranks_sum_as_one(tmp_path, monkeypatch, tries, size):
         pytest.skip("only with three processes, not a power of two, unless --full")
     monkeypatch.setattr(exact, "CHUNK", 64)              # several tensors in a chunk, a tensor in several chunks
     counts = (4 * size, size)
-    expected = [summed(ALONE, leaves) for leaves in counts]
+    expected = [summed(ONE_RANK, leaves) for leaves in counts]
     assert all(one[3] is None and one[2] is not None for one in expected)
     with Ranks(size, lambda ranks: [summed(ranks, leaves) for leaves in counts], tmp_path) as processes:
         for got in processes.results():
@@ -99,7 +99,7 @@ def test_the_host_does_not_wait_for_sums_that_all_ranks_have(monkeypatch):
     ranks, meta = distributed.Ranks(0, 2, 0, 2, torch.device("meta")), torch.device("meta")
     monkeypatch.setattr(exact, "all_gather", lambda tensor, ranks: [tensor, tensor.clone()])
     node = [torch.empty(3, 4, device=meta), torch.empty(5, dtype=torch.float64, device=meta)]
-    total = exact.sum_over_ranks(node, node, ranks)
+    total = exact.all_reduce_tree(node, node, ranks)
     assert [(tensor.shape, tensor.dtype) for tensor in total] == [(tensor.shape, tensor.dtype) for tensor in node]
 
 
@@ -184,11 +184,11 @@ def test_another_number_of_processes_changes_no_bit(tmp_path, tries, figure):
         state = None
         for size in sizes:
             if size == 1:
-                state = train(ALONE, micro_batches, row, state, 2)
+                state = train(ONE_RANK, micro_batches, row, state, 2)
                 continue
             with Ranks(size, lambda ranks, before=state: train(ranks, micro_batches, row, before, 2), tmp_path) as processes:  # noqa: B023
                 state, *others = processes.results()
             assert {str(plain(other)) for other in others} == {str(plain(state))}
-        assert str(plain(state)) == str(plain(train(ALONE, micro_batches, row, None, 2 * len(sizes)))), sizes
+        assert str(plain(state)) == str(plain(train(ONE_RANK, micro_batches, row, None, 2 * len(sizes)))), sizes
         changes += len(sizes) - 1
     figure("changes of the number of processes, 1 to 6, of runs in fp32 and fp16", changes)

@@ -11,7 +11,7 @@ GIB = 2 ** 30
 
 
 # Each key of a row that adds or removes parameters, singly and combined.
-LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"positions": "patches", "registers": 1},
+LATER_KEYS = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"positions": "patches", "registers": 1},
          {"positions": "none", "rope": "dinov3"}, {"classifier": "token_mean"}, {"classifier": "attention"}, {"mlp": "swiglu"},
          {"classifier": "attention", "pool_heads": 8, "pool_mlp_dim": 100, "class_token": False, "norm": "rms"},
          {"norm": "rms", "pre_norm": True, "patch_norm": "after"}, {"patch_norm": "around", "patch_bias": False},
@@ -25,7 +25,8 @@ LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"posit
 def test_parameters_are_counted_exactly(name):
     changes = [{"num_layers": 2} if name in configs.FAMILIES else {}]          # all of their blocks are equal
     if name == "ViT-B_16":
-        changes += [{"classifier": "gap"}, {"representation_size": 768}, {"in_channels": 1}, {"classifier": "patch_mean"}, *LATER]
+        changes += [{"classifier": "gap"}, {"representation_size": 768}, {"in_channels": 1}, {"classifier": "patch_mean"},
+                    *LATER_KEYS]
     for changed in changes:
         with torch.device("meta"):
             model = create_model(name, 7, initialise=False, **changed)

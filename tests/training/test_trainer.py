@@ -31,7 +31,7 @@ from utils.training.precision import BF16, FP32, LEVELS, LossScaler
 from utils.training.trainer import DivergedError, Progress, Requests, StepMetrics, StepSettings, Trainer
 
 CPU = torch.device("cpu")
-ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
+ONE_RANK = distributed.Ranks(0, 1, 0, 1, CPU)
 DIGITS = digits("")
 
 
@@ -41,7 +41,7 @@ def batches(batch_size=32, micro_steps=1, start=0, transform=None):
                                   num_workers=0, pin_memory=False))
 
 
-def make_trainer(model, optimizer="sgd", row=FP32, ranks=ALONE, rate=1.0, fixed_scale=0.0, criterion=None, normalize=to_input,
+def make_trainer(model, optimizer="sgd", row=FP32, ranks=ONE_RANK, rate=1.0, fixed_scale=0.0, criterion=None, normalize=to_input,
                  exact=False, batch_size=32, micro_steps=1, clip=0.0, seed=1, non_finite="stop", schedule=None, **more):
     settings = StepSettings(batch_size, micro_steps, clip, seed, schedule or (lambda update: rate), non_finite)
     return Trainer(model, build_optimizer(optimizer, model.parameters(), rate), criterion or Criterion(),

@@ -265,8 +265,8 @@ def license_of_start(start: OpenedCheckpoint | None) -> str:
     if start.settings is not None:
         began, model = start.settings["pretrained_dir"], start.settings["model_type"]
         return start.file.run.get("license") or license_of(file_of(model) if began == "auto" else began)
-    said = start.file.described
-    return license_of(start.path) or said.license or (said.card or {}).get("start", {}).get("license", "")
+    described = start.file.described
+    return license_of(start.path) or described.license or (described.card or {}).get("start", {}).get("license", "")
 
 
 def view_of(start: OpenedCheckpoint) -> dict:
@@ -278,10 +278,10 @@ def view_of(start: OpenedCheckpoint) -> dict:
         return {name: of_run[name] for name in ("interpolation", "eval_crop")} | {
             "img_size": tuple(size) if isinstance(size, list) else size, "by": "their run"}
     published = published_view(start.path)
-    said = start.view or published
+    view = start.view or published
     size = {"img_size": start.row["img_size"]} if "img_size" in start.row else {}
     untaken = {"untaken": start.untaken} if start.untaken else {}
-    return said | size | untaken | {"by": "their config.json" if start.view or untaken else "their publisher",
+    return view | size | untaken | {"by": "their config.json" if start.view or untaken else "their publisher",
                                     "unknown_mean": not (start.tells_mean or published)}
 
 

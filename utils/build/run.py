@@ -28,7 +28,7 @@ from .data import Data
 from .find import Found, SavedRun
 from .model import Built
 
-SHOWN = 6           # names in a line
+MAX_SHOWN = 6           # names in a line
 
 
 def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
@@ -56,9 +56,9 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
     print(f"evaluating {path} (step {step})" if config.eval_only else
           f"resuming {path} at step {step} of {config.num_steps}{what}")
     if lacking := [*saved.opened.lacking, *lacking_settings(saved.state.config)]:
-        more = f", and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:SHOWN])}{more}) has the values of that "
-              "version")
+        more = f", and {len(lacking) - MAX_SHOWN} more" if len(lacking) > MAX_SHOWN else ""
+        print(f"a checkpoint of an earlier version: what it lacks ({', '.join(lacking[:MAX_SHOWN])}{more}) has the values of "
+              "that version")
     for line in changes(config, saved.facts, ranks.size):
         print(line, flush=True)
 

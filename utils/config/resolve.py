@@ -158,17 +158,17 @@ def describe_memory(config: Config, facts: Facts) -> list[str]:
     """Return lines on how `auto` divides a step, and why, and warnings where memory may be short or the batch divides badly."""
     if config.source("gradient_accumulation_steps") != DEFAULT or not facts.memory or config.eval_only:
         return []
-    steps, share, lines = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks, []
-    need, budget = _need(config.to_dict(), facts), int(facts.memory * memory.SHARE[facts.device_type])
-    micro, fitting, usable = share // steps, need.fitting(budget), f"{budget / 2**30:.1f} GiB are available"
+    steps, local_batch, lines = config.gradient_accumulation_steps, config.train_batch_size // facts.ranks, []
+    need, budget = _need(config.to_dict(), facts), int(facts.memory * memory.USABLE_FRACTION[facts.device_type])
+    micro, fitting, usable = local_batch // steps, need.fitting(budget), f"{budget / 2**30:.1f} GiB are available"
     if steps > 1:
-        lines.append(f"a step: {steps} x {micro} images, since {share} in one piece would need about "
-                     f"{need.step(share) / 2**30:.1f} GiB, and {usable} (--gradient_accumulation_steps, GRAD_STEPS)")
-    if 4 * micro < min(fitting, share):
+        lines.append(f"a step: {steps} x {micro} images, since {local_batch} in one piece would need about "
+                     f"{need.step(local_batch) / 2**30:.1f} GiB, and {usable} (--gradient_accumulation_steps, GRAD_STEPS)")
+    if 4 * micro < min(fitting, local_batch):
         size = 1 << fitting.bit_length() - 1
-        better = max(1, round(share / size)) * size * facts.ranks
-        lines.append(f"warning: {share} images cannot be divided into fewer equal parts of at most {fitting}, and such small "
-                     f"parts are slow: set --train_batch_size (TRAIN_BATCH_SIZE) {better}")
+        better = max(1, round(local_batch / size)) * size * facts.ranks
+        lines.append(f"warning: {local_batch} images cannot be divided into fewer equal parts of at most {fitting}, and such "
+                     f"small parts are slow: set --train_batch_size (TRAIN_BATCH_SIZE) {better}")
     if need.step(micro) > budget:
         lines.append(f"warning: a step needs about {need.step(micro) / 2**30:.1f} GiB, and {usable}. A smaller model or "
                      "--optimizer sgd needs less")
@@ -200,10 +200,11 @@ def _resolve(flags: dict, facts: Facts | None, machine: Machine | None = None) -
 
 
 def _micro_steps(values: Values, facts: Facts, ranks: int) -> int:
-    share = values["train_batch_size"] // ranks
-    if values["eval_only"] or not facts.memory or not share or values["train_batch_size"] % ranks:
+    local_batch = values["train_batch_size"] // ranks
+    if values["eval_only"] or not facts.memory or not local_batch or values["train_batch_size"] % ranks:
         return 1
-    return memory.choose_micro_steps(share, _need(values, facts), int(facts.memory * memory.SHARE[facts.device_type]),
+    budget = int(facts.memory * memory.USABLE_FRACTION[facts.device_type])
+    return memory.choose_micro_steps(local_batch, _need(values, facts), budget,
                                      even=bool(values["mixup_alpha"] or values["cutmix_alpha"]),
                                      power_of_two=values["exact"] and ranks > 1)
 

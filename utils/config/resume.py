@@ -41,16 +41,16 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
 
     Raises ConfigError where a flag would make it another run.
     """
-    asked = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
-    if asked.get("teacher") and saved["distillation"] == "none":
+    requested = {name: value for name, value in flags.items() if not (name in AUTOMATIC and value == "auto")}
+    if requested.get("teacher") and saved["distillation"] == "none":
         raise ConfigError("--teacher: the checkpoint's run has none, and a resumed run cannot add one. Omit --teacher.")
-    if asked.get("attention_edits") and not saved["attention_edits"]:
+    if requested.get("attention_edits") and not saved["attention_edits"]:
         raise ConfigError("--attention_edits: the checkpoint's run has none, and a resumed run cannot add them. Start a new run "
                           "with --pretrained_dir in place of --resume_path.")
-    if flags.get("eval_only") and asked.get("dataset", saved["dataset"]) != saved["dataset"]:
-        others = ("val_fraction", "test_fraction", "test", *["data_dir"] * (asked["dataset"] not in NOT_DOWNLOADED))
-        asked = {name: FLAGS[name].default for name in others} | asked
-    for name, value in asked.items():
+    if flags.get("eval_only") and requested.get("dataset", saved["dataset"]) != saved["dataset"]:
+        others = ("val_fraction", "test_fraction", "test", *["data_dir"] * (requested["dataset"] not in NOT_DOWNLOADED))
+        requested = {name: FLAGS[name].default for name in others} | requested
+    for name, value in requested.items():
         old = saved[name]
         if flags.get("eval_only") and name in EVALUATED_ON:
             continue
@@ -62,15 +62,15 @@ def keep_or_refuse(flags: dict, saved: dict) -> dict:
         or_else = "" if allowed == FIXED else ", add --override"
         raise ConfigError(f"--{name} {as_tuple(value)}: the checkpoint was made with {as_tuple(old)}, and a resumed run keeps "
                           f"it. Omit --{name}{or_else}, or start a new run without --resume_path.")
-    return asked
+    return requested
 
 
 def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
     """Return the checkpoint's settings changed by the flags. Raises ConfigError where a flag would make it another run."""
     old = read_saved(saved.config)
-    asked = keep_or_refuse(_epochs_to_steps(flags, old, saved.train_images), old)
+    requested = keep_or_refuse(_epochs_to_steps(flags, old, saved.train_images), old)
     values = Values(old, CHECKPOINT)
-    values.put(FLAG, asked)
+    values.put(FLAG, requested)
     values.put(FLAG, {name: bool(flags.get(name)) for name in THIS_SESSION})
     if values["eval_only"]:
         values.put(FLAG, {name: bool(flags.get(name)) for name in EVALUATION})
@@ -81,12 +81,12 @@ def resolve_resumed(flags: dict, facts: Facts, saved: Saved) -> Config:
         values["precision"] = "bf16" if facts.native_bf16 else "fp32"
     if values["override"]:
         if values["precision"] != "fp16":                         # these belong to fp16
-            values.update({name: asked.get(name, FLAGS[name].default) for name in ("loss_scale", "fp16_opt_level")})
+            values.update({name: requested.get(name, FLAGS[name].default) for name in ("loss_scale", "fp16_opt_level")})
         moved = {"data_dir"}                                      # train.sh may pass a folder for the embedded data
-        checks.check_effects({name: value for name, value in asked.items() if name not in moved}, values)
+        checks.check_effects({name: value for name, value in requested.items() if name not in moved}, values)
         checks.check_conflicts(values)
     micro_batches = old["gradient_accumulation_steps"] * saved.world_size
-    if "gradient_accumulation_steps" not in asked and micro_batches % facts.ranks == 0:
+    if "gradient_accumulation_steps" not in requested and micro_batches % facts.ranks == 0:
         values["gradient_accumulation_steps"] = micro_batches // facts.ranks      # the same micro-batches on any number of ranks
     checks.check_batch(values, facts.ranks, resumed=True)
     checks.check_exact(values, facts.ranks, micro_batches if old["exact"] else None)
@@ -119,9 +119,9 @@ def changes(config: Config, saved: Saved, ranks: int) -> list[str]:
 
 
 def _epochs_to_steps(flags: dict, saved: dict, train_images: int) -> dict:
-    asked = dict(flags)
+    requested = dict(flags)
     for epochs, steps in (("num_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
-        if epochs in asked:
-            number = asked.pop(epochs)
-            asked[steps] = steps_in(number, train_images, saved["train_batch_size"])
-    return asked
+        if epochs in requested:
+            number = requested.pop(epochs)
+            requested[steps] = steps_in(number, train_images, saved["train_batch_size"])
+    return requested

@@ -48,7 +48,7 @@ NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", 
 LISTS = (".csv", ".tsv")
 ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on, a name is suggested
 MISSPELT = 0.95                       # of the letters of a name, in their order
-SHOWN = 3
+MAX_SHOWN = 3
 
 
 def respell(words: Iterable[str], options: Collection[str]) -> list[str]:
@@ -148,7 +148,7 @@ def unknown_model(name: str, meant: str = "") -> str:
 
 
 def _ask(names: Iterable[str]) -> str:
-    *others, last = list(dict.fromkeys(names))[:SHOWN] or [""]
+    *others, last = list(dict.fromkeys(names))[:MAX_SHOWN] or [""]
     return f" Did you mean {' or '.join(filter(None, [', '.join(others), last]))}?" if last else ""
 
 

@@ -32,7 +32,7 @@ LATE_S = 60.0                # for one image
 MAX_DEATHS = 100
 ONE_COLOR = "one color everywhere, which show nothing"
 LARGE_PIXELS = 16_000_000
-SHOWN = 20                   # unreadable images in `lines`; `bad` has all
+MAX_SHOWN = 20                   # unreadable images in `lines`; `bad` has all
 
 
 @dataclass
@@ -88,9 +88,9 @@ def check(splits: Splits, num_workers: int, log: Callable[[str], None]) -> Findi
     findings = Findings(bad=[(list(named)[split_of(place)], int(place - starts[split_of(place)]), images.name(place), bad[place])
                              for place in sorted(bad)])
     findings.lines = [*_class_counts(named, splits.classes, findings.bad)]
-    findings.lines += [f"{name}: {why}" for name, _, _, why in findings.bad[:SHOWN]]
-    if len(bad) > SHOWN:
-        findings.lines.append(f"and {len(bad) - SHOWN:,} more that cannot be read")
+    findings.lines += [f"{name}: {why}" for name, _, _, why in findings.bad[:MAX_SHOWN]]
+    if len(bad) > MAX_SHOWN:
+        findings.lines.append(f"and {len(bad) - MAX_SHOWN:,} more that cannot be read")
     findings.lines += [f"{odd[what]:,} with {what}, for example {name_of(examples[what])}" for what in sorted(odd)]
     begin = dict(zip(named, starts.tolist()))
     keys = {name: [digests.get(place, place) for place in range(begin[name], begin[name] + len(split))]

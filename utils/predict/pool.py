@@ -39,15 +39,15 @@ class _Child:
         try:
             self.pipe.send(batch)
         except OSError:
-            raise self.lost() from None
+            raise self.worker_lost_error() from None
 
     def receive(self) -> tuple:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            raise self.lost() from None
+            raise self.worker_lost_error() from None
 
-    def lost(self) -> WorkerError:
+    def worker_lost_error(self) -> WorkerError:
         self.process.join(5)
         return WorkerError(f"process {self.process.pid}, one of those that predict, {ending(self.process.exitcode)}. If memory "
                            "is short, fewer processes (--nproc) or smaller batches (--batch_size) need less")

@@ -18,7 +18,7 @@ from utils.data.loader import Batch
 from utils.files import StorageError, atomic_write
 
 BATCH_FILE = "batch.png"
-SHOWN, COLUMNS = 16, 8             # images of each batch, and in a row
+MAX_IMAGES, COLUMNS = 16, 8             # images of each batch, and in a row
 TILE, GAP, LINE = 112, 8, 14       # sizes in pixels
 
 
@@ -36,7 +36,7 @@ class BatchPicture:
         batches = iter(batches)
         if (batch := next(batches, None)) is None:
             return
-        key, count = batch.keys[0], min(SHOWN, len(batch.images)) // 2 * 2 or 1             # MixUp mixes pairs
+        key, count = batch.keys[0], min(MAX_IMAGES, len(batch.images)) // 2 * 2 or 1             # MixUp mixes pairs
         images, labels = (part[:count].to("cpu", copy=True) for part in (batch.images, batch.targets))
         mixed, targets = self.mix(images, labels, key.step, key.micro * len(batch.keys))
         self._draw(f"training, step {key.step + 1}: the first {count} of {len(batch.images)} images", mixed,
@@ -49,7 +49,7 @@ class BatchPicture:
         for batch in batches:
             if not any("evaluation" in heading for heading in self.parts):
                 count = len(batch.images)
-                some = sorted({number * count // SHOWN for number in range(SHOWN)})
+                some = sorted({number * count // MAX_IMAGES for number in range(MAX_IMAGES)})
                 labels = [self._label(target) for target in batch.targets[some].cpu()]
                 self._draw(f"evaluation on {name}: {len(some)} of the first {count} images", batch.images[some].cpu(), labels)
             yield batch

@@ -225,9 +225,9 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
     for row, column in np.ndindex(height, width):
         top, left = row * (tall + gap), column * (wide + gap)
         mosaic[top:top + tall, left:left + wide] = similarity[row, column].repeat(cell, axis=0).repeat(cell, axis=1)
-    share = min(mosaic.shape[0] / mosaic.shape[1], 2.0)
+    aspect = min(mosaic.shape[0] / mosaic.shape[1], 2.0)
     sheet = Sheet(7.5, title)
-    size = (6.2, max(6.2 * share, 1.3)) if share <= 1 else (6.2 / share, 6.2)          # room for the words on the left
+    size = (6.2, max(6.2 * aspect, 1.3)) if aspect <= 1 else (6.2 / aspect, 6.2)          # room for the words on the left
     axes, = sheet.row(1, size, left=MARGIN + 0.5, below=0.45)
     drawn = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
     for ticks, count, side in ((axes.set_xticks, width, wide), (axes.set_yticks, height, tall)):

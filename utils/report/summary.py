@@ -162,10 +162,10 @@ def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[st
 
 
 def _guess_lines(targets: Sequence[int], result: Result) -> list[str]:
-    share = Counter(map(int, targets)).most_common(1)[0][1] / len(targets)
+    largest = Counter(map(int, targets)).most_common(1)[0][1] / len(targets)
     low, _ = result.interval
-    line = f"               not clearly above {share:.2%}, the accuracy of always guessing the largest class"
-    return [line] * (low <= share)
+    line = f"               not clearly above {largest:.2%}, the accuracy of always guessing the largest class"
+    return [line] * (low <= largest)
 
 
 def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:

@@ -38,8 +38,8 @@ class Plan:
         return max(10, math.ceil(WINDOW / self.config.train_batch_size))
 
     @property
-    def judged_from(self) -> int:
-        """Returns the first step at which the figures mean something; in a short run half of the steps after the warm-up."""
+    def warns_from(self) -> int:
+        """Returns the first step at which the metrics are reliable; in a short run half of the steps after the warm-up."""
         after, (least, most) = self.config.num_steps - self.config.warmup_steps, PATIENCE
         return self.config.warmup_steps + min(max(after // 10, least), most, after // 2)
 
@@ -68,13 +68,13 @@ class Health:
         plan, warnings = self.plan, {}
         if event["event"] == "train" and not event.get("skipped"):
             self._add(event)
-            if len(self._recent) == plan.window and event["step"] >= max(plan.judged_from, plan.window) and (
-                    event["step"] % plan.window == 0 or event["step"] == plan.judged_from):
+            if len(self._recent) == plan.window and event["step"] >= max(plan.warns_from, plan.window) and (
+                    event["step"] % plan.window == 0 or event["step"] == plan.warns_from):
                 warnings["flat"] = flat_loss(plan, event["step"], self._recent, self._too_fast)
         elif event["event"] == "eval" and event["split"] == plan.held_out and event["step"]:
-            if event["step"] >= plan.judged_from:
+            if event["step"] >= plan.warns_from:
                 warnings["class"] = one_class(plan, event, self._recent, self._too_fast)
-                warnings["heart"] = by_heart(plan, event, self._evaluations, self._recent)
+                warnings["overfitting"] = overfitting(plan, event, self._evaluations, self._recent)
             self._evaluations.append(event)
         new = {kind: text for kind, text in warnings.items() if text and kind not in self._said}
         self._said |= set(new)
@@ -118,7 +118,7 @@ def one_class(plan: Plan, event: dict, recent: Sequence[tuple[float, float]], to
             f"one of {len(plan.classes)} classes. {advice}")
 
 
-def by_heart(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[tuple[float, float]]) -> str:
+def overfitting(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[tuple[float, float]]) -> str:
     """Returns a warning of overfitting: the training images are right while the held-out loss rises; else "". `earlier`:
     evaluations."""
     config, (_, training), accuracy = plan.config, _means(recent), event["accuracy"]

@@ -49,7 +49,7 @@ class ExactReducer(Reducer):
     def reduce(self, requests: Tensor) -> Tensor:
         *gradients, sums = self._tree.root()
         like = [*self.parameters, sums, requests]
-        *gradients, sums, requests = sum_over_ranks([*gradients, sums, requests], like, self._ranks)
+        *gradients, sums, requests = all_reduce_tree([*gradients, sums, requests], like, self._ranks)
         for parameter, gradient in zip(self.parameters, gradients):
             parameter.grad = gradient
         return torch.cat([sums, requests])
@@ -81,7 +81,7 @@ def _add(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor |
             if one is not None or other is not None else None for one, other in zip(left, right)]
 
 
-def sum_over_ranks(node: list[Tensor | None], like: Sequence[Tensor], ranks: Ranks) -> list[Tensor | None]:
+def all_reduce_tree(node: list[Tensor | None], like: Sequence[Tensor], ranks: Ranks) -> list[Tensor | None]:
     """Adds the ranks' nodes to the tree's root, on every rank; `like` has the shapes and types that None means."""
     if ranks.size == 1:
         return node

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 # Python, PyTorch and its libraries; a CUDA device's: its context. An Apple GPU uses the machine's memory, as a CPU.
 PROCESS = {"cpu": 780 << 20, "mps": 780 << 20, "cuda": 900 << 20}
-SHARE = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}        # of the memory that a run may plan with: the rest is for what is not counted
+USABLE_FRACTION = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}        # of the memory: the rest is for what is not counted
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "lamb": 2}      # values that an optimizer keeps for each parameter
 
 
@@ -39,14 +39,14 @@ def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision
     level = fp16_opt_level if precision == "fp16" else ""
     half, depth = precision in ("bf16", "fp16") and level != "O0", row["num_layers"] + row["class_layers"]
     weights = (2 if level == "O3" else 4) * parameters(row, img_size, num_classes)      # at O3 they are float16 themselves
-    share = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
-    trained = int(share * weights)
+    fraction = 1.0 if trained_blocks is None else min(1.0, trained_blocks / depth)
+    trained = int(fraction * weights)
     kept = weights + STATES[optimizer] * trained + averaged * weights            # what a checkpoint holds
-    saved = kept if device_type != "cuda" else 0                                 # its copy, which is written beside training
+    saved = kept if device_type != "cuda" else 0                                 # its copy, which is written during training
     copied = weights // 2 if half and level != "O3" else 0                       # for autocast
     fixed = PROCESS[device_type] + kept + saved + copied + 4 * teacher_parameters + cached_images
     block, stem = activations(row, img_size, half, device_type)
-    image = int(share * depth * block) + stem * (trained_blocks is None) + 2 * block
+    image = int(fraction * depth * block) + stem * (trained_blocks is None) + 2 * block
     return Need(fixed, trained, image, eval_batch_size * 2 * max(block, stem // 4))
 
 

@@ -140,7 +140,7 @@ def dino(**changes):
     ({"registers": 3}, {"model_args": {"depth": 2}}, "says registers 4, but its arrays have registers 3"),
     ({"layer_scale": 0.0}, {"model_args": {"depth": 2}}, "says layer_scale True, but its arrays have layer_scale False"),
     ({"mlp": "swiglu"}, {"model_args": {"depth": 2}}, "says mlp plain, but its arrays have mlp swiglu")])
-def test_a_config_that_contradicts_the_arrays_is_one_line(changes, said, words):
+def test_a_config_that_contradicts_the_arrays_is_reported_in_one_line(changes, said, words):
     refused(words, match_row, header_of(dino(**changes), config_of_timm.describe(DINO | said)))
 
 

@@ -163,7 +163,7 @@ DINOV3 = {"model_type": "dinov3_vit", "hidden_size": 384, "num_hidden_layers": 2
     ({"num_register_tokens": 3}, "says registers 3, but its arrays have registers 4"),
     ({"intermediate_size": 1000}, "says mlp_dim 1000, but its arrays have mlp_dim 1536"),
     ({"query_bias": False, "value_bias": False}, "says qkv_bias none, but its arrays have qkv_bias qv")])
-def test_a_config_that_contradicts_the_arrays_is_one_line(changes, words):
+def test_a_config_that_contradicts_the_arrays_is_reported_in_one_line(changes, words):
     file = header_of(dinov3(), config_of_transformers.describe(DINOV3 | changes, {}))
     if words:
         refused(words, match_row, file)

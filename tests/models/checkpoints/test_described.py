@@ -128,7 +128,7 @@ def test_a_folder_of_ours_says_how_its_run_read_images(tmp_path):
     ({"card": {}, "tta": "rotate"}, "vit_run.tta 'rotate': must be 'none' or 'flip'"),
     ({"card": {"data": {"x": [1]}}}, "vit_run.card.data.x a list of 1: must be text or a number"),
     ({"card": {}, "code": "x"}, "vit_run has code, which this version does not know")])
-def test_false_values_in_a_folder_of_ours_are_one_line(tmp_path, own, message):
+def test_false_values_in_a_folder_of_ours_are_reported_in_one_line(tmp_path, own, message):
     refused(f"config.json: {message}", load, folder_of(tmp_path / "x", TIMM | {"vit_run": own}), ROW)
 
 
@@ -177,14 +177,14 @@ def test_weights_in_several_files_are_refused(tmp_path):
     (json.dumps(TIMM | {"model_args": {"act_layer": {"a": 1}}}), "its activation is"),
     (json.dumps(TIMM | {"pretrained_cfg": {"input_size": 5}}), "a value in it has another type than theirs"),
     (json.dumps(TIMM | {"model_args": {"num_heads": 3}}), "its model has 3 attention heads, but the model here has 2")])
-def test_false_json_is_one_line(tmp_path, text, message):
+def test_false_json_is_reported_in_one_line(tmp_path, text, message):
     (folder_of(tmp_path / "x", None) / "config.json").write_text(text)
     refused(message, load, tmp_path / "x", ROW)
 
 
 @pytest.mark.parametrize("row", [5, {"gelu": 5}, {"gelu": "x"}, {"norm_eps": -1.0}, {"mean": "abc"}, {"mean": [[1]]},
                                  {"std": [0, 0, 0]}])
-def test_a_false_note_in_a_file_of_ours_is_one_line(tmp_path, row):
+def test_a_false_note_in_a_file_of_ours_is_reported_in_one_line(tmp_path, row):
     """A correct file next to false ones: an entry that is not a row is ignored."""
     save_file({name: value.clone() for name, value in STATE.items()}, tmp_path / "x.safetensors", {"vit_row": json.dumps(row)})
     if row == 5:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from families import LATER, SMALL
+from families import LATER_FAMILIES, SMALL
 from filling import load, load_case, random_model, refused, same_state
 
 from configs import MODELS, architecture
@@ -89,11 +89,11 @@ def test_parts_that_google_s_encoder_lacks_are_named(tmp_path, more, part):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("family", LATER)
+@pytest.mark.parametrize("family", LATER_FAMILIES)
 @torch.no_grad()
 def test_parts_that_no_row_has_together_are_read_back(tmp_path, family):
     """The metadata of the file contains the whole row: rotary positions, pooling, norms."""
-    row, keys, _ = LATER[family]
+    row, keys, _ = LATER_FAMILIES[family]
     model = random_model(row, 5, 16, **SMALL | keys).eval()
     export.save_weights(model, tmp_path / "x.safetensors")
     again = create_model(None, None, model.img_size, tmp_path / "x.safetensors", "keep").eval()
@@ -107,8 +107,8 @@ def test_parts_that_no_row_has_together_are_read_back(tmp_path, family):
     ("rope", "x", "rope 'x': must be"), ("num_heads", "x" * 5000, "num_heads='xxx"), ("registers", 3, "x.pth"),
     ("hidden_size", 2 ** 70, "hidden_size"), ("mlp", None, "mlp"), ("resnet_layers", [1, 2], "is not a multiple of 32"),
     ("pool_heads", -1, "pool_heads"), ("later_part", True, "its model has 'later_part', which this version does not know")])
-def test_a_row_that_is_not_the_file_s_is_one_line(tmp_path, key, value, words):
-    row, keys, _ = LATER["dino_mean"]
+def test_a_row_that_is_not_the_file_s_is_reported_in_one_line(tmp_path, key, value, words):
+    row, keys, _ = LATER_FAMILIES["dino_mean"]
     model = random_model(row, 5, 16, **SMALL | keys)
     export.save_weights(model, tmp_path / "x.pth")
     state = torch.load(tmp_path / "x.pth", weights_only=True)

@@ -13,7 +13,7 @@ from models.checkpoints.infer import ARRAYS, SIZES, candidates
 from models.checkpoints.opened import OpenedCheckpoint
 from models.match import match_row
 
-TOLD = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
+DETERMINED = ("patch_size", "hidden_size", "mlp_dim", "num_layers", "in_channels", "distilled", "class_layers", "resnet_layers",
         "resnet_width")
 
 
@@ -25,7 +25,7 @@ def row_of(path) -> dict:
 @pytest.mark.parametrize("case", reference.ROWS)
 def test_google_s_files_show_the_whole_architecture(case):
     row, found = reference.ROWS[case], row_of(reference.weights(case))
-    keys = (*TOLD, "num_heads", "img_size")
+    keys = (*DETERMINED, "num_heads", "img_size")
     assert {key: found[key] for key in keys} == {key: row[key] for key in keys}
     assert found.get("classifier", "token") == row.classifier
 
@@ -33,7 +33,7 @@ def test_google_s_files_show_the_whole_architecture(case):
 @pytest.mark.parametrize("case", reference.TORCH_ROWS)
 def test_published_files_of_pytorch_give_their_row(case):
     row, found = reference.TORCH_ROWS[case], row_of(reference.TORCH / reference.TORCH_FILES[case])
-    assert {key: found[key] for key in (*TOLD, "img_size")} == {key: row[key] for key in (*TOLD, "img_size")}
+    assert {key: found[key] for key in (*DETERMINED, "img_size")} == {key: row[key] for key in (*DETERMINED, "img_size")}
     assert found.get("num_heads") == (4 if case == "cait" else None)
     assert found.get("classifier", "token") == row.classifier
 
@@ -44,7 +44,7 @@ def test_hybrids_are_inferred_in_both_layouts(tmp_path, save, name, layers):
     row = architecture(1, 32, 64, 2, 1, img_size=64, resnet_layers=layers, resnet_width=32, in_channels=1)
     save(random_model(row, 3), tmp_path / name)
     found = row_of(tmp_path / name)
-    assert {key: found[key] for key in (*TOLD, "img_size")} == {key: row[key] for key in (*TOLD, "img_size")}
+    assert {key: found[key] for key in (*DETERMINED, "img_size")} == {key: row[key] for key in (*DETERMINED, "img_size")}
 
 
 @pytest.mark.parametrize("name", ["ViT-S_16", "DeiT-Ti_16-distilled", "CaiT-XXS24", "MAE-B_16", "R26-ViT-S_32"])

@@ -181,7 +181,7 @@ def test_storage_of_another_size_than_its_member_is_refused(tmp_path):
     pickled(b"K\x01K\x02b"),
     pickled(named("torch", "Size") + b"K\x01\x85R"), b"\x80\x02X\xff\xff\xff\x7fabc.", b"\x80\x09N.",
     pickled(named("numpy._core.multiarray", "scalar"), named("numpy", "dtype"), b"X\x02\x00\x00\x00f8\x85RK\x01\x86R")])
-def test_damaged_pickle_is_one_line(tmp_path, description):
+def test_damaged_pickle_is_reported_in_one_line(tmp_path, description):
     refused(with_pickle(tmp_path, description), "cannot be read as a checkpoint .*: write or copy it again")
 
 

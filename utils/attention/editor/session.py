@@ -26,7 +26,7 @@ from utils.data.splits import ImageError
 FILTERS = ("all", "misclassified", "edited", "unedited")
 UNKNOWN, UNREADABLE = -1, -2             # instead of a label
 TOP = 5
-QUIET = 0.3                              # seconds without a request before the search continues
+IDLE_S = 0.3                              # seconds without a request before the search continues
 LARGEST_BATCH, BATCH_SECONDS = 64, 0.1
 
 
@@ -216,7 +216,7 @@ class Session:
         """Predicts every image, in batches of about a tenth of a second, and only while there are no requests."""
         size, index = 1, 0
         while index < len(self.predicted):
-            while self._busy or time.monotonic() - self._last < QUIET:
+            while self._busy or time.monotonic() - self._last < IDLE_S:
                 if stop.wait(0.02):
                     return
             if stop.is_set():
