@@ -47,7 +47,7 @@ class PublishedFile:
     def place(self) -> str:
         """The folder ORG/NAME for its files: that of the repository, except for one that timm lists under two names.
 
-        Only the name tells the architecture (quick GELU) there, so each name has a folder.
+        Only the name determines the architecture (quick GELU) there, so each name has a folder.
         """
         of_two = self.repository.startswith("timm/") and "/" not in self.name
         return f"timm/{self.name}" if of_two else self.repository

@@ -27,13 +27,13 @@ def an_edit(grid, region=(0, 0, 1, 1), share=0.6, seed=0) -> Edit:
 
 
 def painted(edit, patch=4) -> Image.Image:
-    """Where it is edited the image is 55 + 200 * value, elsewhere black, like what is padded."""
+    """Return an image that is 55 + 200 * value where it is edited, and black elsewhere, like padding."""
     shades = np.where(edit.edited, 55 + np.round(200 * edit.values), 0).astype(np.uint8)
     return Image.fromarray(shades.repeat(patch, 0).repeat(patch, 1)).convert("RGB")
 
 
 def read_off(image, grid) -> tuple[np.ndarray, np.ndarray]:
-    """What a `painted` image shows, transformed: values and edited shares (h, w), by the patches' pixels."""
+    """Return values and edited ratios (h, w) of a transformed `painted` image, from the pixels of the patches."""
     pixels = image[0].numpy().astype(float)
     patches = pixels.reshape(grid[0], pixels.shape[0] // grid[0], grid[1], -1).transpose(0, 2, 1, 3).reshape(*grid, -1)
     sums = np.where(patches > 0, (patches - 55) / 200, 0).sum(axis=-1)
@@ -103,7 +103,7 @@ def test_a_rotated_edit_lands_where_its_pixels_land():
 
 @pytest.mark.parametrize("size", [(40, 60), (3, 5), (223, 411)])
 def test_a_plain_resize_keeps_the_map(size):
-    """However few pixels the stored image has, even fewer than patches."""
+    """Even if the stored image has fewer pixels than patches."""
     edit = an_edit((8, 16))
     image = Image.new("RGB", size[::-1])
     values, edited = values_and_edited(transform_with_edit(train_transform("none", (32, 64)), image, edit, (8, 16))[1])
@@ -124,7 +124,7 @@ def test_an_edit_of_a_region_stays_in_its_region():
 
 @pytest.mark.parametrize("covered", [0.01, 0.49, 0.5, 1.0])
 def test_a_patch_counts_with_the_share_that_is_edited(covered):
-    """However small: an edit of one patch is not lost if the model has other patches."""
+    """A small edit of one patch is not lost if the model has other patches."""
     edit = Edit("a", "", np.full((1, 1), 0.7, np.float32), np.ones((1, 1), bool), (0, 0, 1, covered))
     moved = transform_with_edit(train_transform("none", (100, 100)), picture(), edit, (1, 1))[1]
     assert moved.flatten().tolist() == pytest.approx([0.7, covered], abs=1e-6)
@@ -161,7 +161,7 @@ def pictures(count=11) -> ArrayImages:
 
 
 def loaded(edits, workers=0, micro=1) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
-    """(epoch, index) -> image and edit (None without) of the training loader"""
+    """Return {(epoch, index): (image, edit or None)} of the training loader."""
     edit_transform = None if edits is None else pickle.loads(pickle.dumps(partial(transform_with_edits, edits, (2, 3))))
     loader = data.train_loader(pictures(), StepSampler(11, 4, micro, 0, 1, 0, 0, 6), seed=5,
                                transform=train_transform("crop_flip", (8, 12)), num_workers=workers, pin_memory=False,
@@ -177,7 +177,7 @@ def loaded(edits, workers=0, micro=1) -> dict[tuple[int, int], tuple[torch.Tenso
 
 @pytest.mark.parametrize(("workers", "micro"), [(0, 1), (2, 2)])
 def test_batches_carry_the_edits_of_their_images(workers, micro):
-    """Moved by the draws of the image, which is the same as without edits."""
+    """It moves with the random draws of the image, which is the same as without edits."""
     random = np.random.default_rng(2)
     edits = {index: Edit("", "", random.random((7, 5), np.float32), random.random((7, 5)) < 0.7) for index in (1, 4, 9)}
     without, found = loaded(None), loaded(edits, workers, micro)

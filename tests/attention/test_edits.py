@@ -1,4 +1,4 @@
-"""Edit files: what is written is read back, wrong files are refused in one line, and two images never share a file."""
+"""Edit files: a written edit is read back, wrong files are refused in one line, and two images never share a file."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def refused(action, *arguments) -> str:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (14, 14), (256, 256), (1, 256)])
-def test_what_is_written_is_read(tmp_path, grid):
+def test_a_written_edit_is_read_back(tmp_path, grid):
     given = edit(grid=grid, region=(0.125, 0, 1, 1 / 3), who="Ana Ñ", when="2024-05-01", note='two\nlines "and" \u2603')
     place = path_of(tmp_path / "new" / "folder", given.image)
     write(place, given)
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(tmp_path, grid):
 
 
 def test_the_file_is_the_format_that_is_documented(tmp_path):
-    """Written for git: the same edit gives the same bytes, and a row of patches is a line."""
+    """The format suits git: the same edit gives the same bytes, and each row of patches is a line."""
     values = np.array([[0, 0.25, 1], [0, 0.5, 0.1]], np.float32)
     edited = np.array([[0, 1, 1], [1, 0, 0]], bool)
     write(tmp_path / "a.json", Edit("train/3", SUM, values, edited, who="me"))
@@ -268,7 +268,7 @@ def test_find_returns_the_edits_of_this_split_only(tmp_path):
 
 
 def test_a_checksum_is_the_sha_256_of_the_stored_bytes(tmp_path):
-    """Of the file, or of the pixels of an image in memory: whoever has the images can check it."""
+    """The checksum of the file, or of the pixels of an image in memory, which anyone with the images can check."""
     split, arrays = files(str(tmp_path), "a.png"), pictures()
     assert edits.checksum(split, 0) == f"sha256:{hashlib.sha256((tmp_path / 'a.png').read_bytes()).hexdigest()}"
     assert edits.checksum(arrays, 3) == f"sha256:{hashlib.sha256(arrays.images[3].tobytes()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Rollout, distances, positions and filters against plain numpy, and against published code (fixtures/rollout.npz)."""
+"""Rollout, distances, positions and filters, compared with plain numpy and published code (fixtures/rollout.npz)."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def first_entry(row, column) -> bool:
 
 
 def mask(attention: np.ndarray) -> np.ndarray:
-    """As vit-explain shows it: the row of cls over the patches, its maximum 1."""
+    """Return the mask that vit-explain shows: the row of cls over the patches, with maximum 1."""
     return attention[0, 1:].reshape(6, 6) / attention[0, 1:].max()
 
 
@@ -99,7 +99,7 @@ def test_dropping_against_the_reference_and_numpy(fusion, share):
 
 
 def test_the_columns_of_cls_and_dist_are_never_dropped():
-    """In a map that attends to them least of all."""
+    """Even in a map in which they have the lowest weights."""
     layer = torch.arange(1.0, 65.0).view(8, 8).T.reshape(1, 1, 8, 8)              # columns 0 and 1 hold the lowest
     for prefix in (0, 1, 2):
         left = rollout([layer], drop=0.99, prefix_tokens=prefix)[0] > 0           # the identity's entries, too
@@ -137,7 +137,7 @@ def test_rollout_of_cait_against_numpy():
     np.testing.assert_allclose(gradient_rollout(recorded, recorded).numpy(), of_squares, rtol=0, atol=1e-5)
 
 
-def test_dropping_in_cait_counts_what_the_layer_has():
+def test_dropping_in_cait_counts_only_entries_of_the_layer():
     """The rows and columns that are added for cls are no entries of a talking-heads layer."""
     talking, asking = torch.rand(1, 1, 6, 6), torch.rand(1, 1, 1, 7).softmax(-1)
     found, whole = (rollout([talking, asking], drop=share)[0] for share in (0.5, 0.0))
@@ -261,7 +261,7 @@ def test_attention_distance_of_known_maps():
 
 
 def test_a_head_of_negative_weights_has_no_distance():
-    """Talking heads: it was drawn as a distance of 0."""
+    """With talking heads. It used to be drawn as a distance of 0."""
     layer = torch.eye(4).flip(0).repeat(1, 2, 1, 1)
     layer[:, 1] *= -1
     found = attention_maps.attention_distance([layer], (2, 2), (16, 16))

@@ -238,7 +238,7 @@ def test_a_killed_server_and_a_closed_tab_lose_nothing(context, program):
 
 
 def test_a_lost_answer_is_no_conflict(page, folder):
-    """The server has saved the edit, but the page does not know: it sends again, with what was painted meanwhile."""
+    """The server has saved the edit, but the page does not know it: the page sends it again, with what was painted meanwhile."""
     lost = []
 
     def lose(route):
@@ -260,7 +260,7 @@ def test_a_lost_answer_is_no_conflict(page, folder):
 
 
 def test_an_edit_replaced_by_another_tab_is_kept_until_the_person_has_chosen(context, folder):
-    """At the next image, too: the notice stays, the values survive a reload, and the person can take or drop them."""
+    """Also at the next image: the notice stays, the values survive a reload, and the person can apply or discard them."""
     file = folder / "train/2.png.json"
     with serving(Session(gallery(), folder)) as port:
         first, second = opened(context, port, "#3"), opened(context, port, "#3")
@@ -351,7 +351,7 @@ def test_a_disk_that_refuses_is_shown_and_tried_again(context, folder):
 
 
 def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
-    """What was painted on the old one is kept, and saved once the person continues with the new one in sight."""
+    """Strokes on the old picture are kept, and saved once the person continues on the new one."""
     images, checksums = gallery(), ["sha256:" + "0" * 64]
     images = dataclasses.replace(images, checksum=lambda index: checksums[-1])
     with serving(Session(images, folder)) as port:
@@ -369,7 +369,7 @@ def test_a_picture_that_was_replaced_gets_no_edit_unseen(context, folder):
 
 
 def test_narrow_windows_touch_and_other_grids(browser, tmp_path):
-    """Two sizes in one browser window."""
+    """Images of two sizes in one browser window."""
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
     complaints, _ = watch(context)
     for grid in ((3, 5), (32, 32)):

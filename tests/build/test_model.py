@@ -97,7 +97,7 @@ def test_a_restrictive_license_is_printed():
         assert describe_license(license, "checkpoint/deit/x.pth") == ""
     assert describe_license("dinov3-license", "x/timm/vit_small_patch16_dinov3.lvd1689m/model.safetensors") == (
         "licence: the start weights are under dinov3-license (https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m): "
-        "read what it allows of models that are made of them")
+        "read what it allows for models made from them")
     assert "CC-BY-NC-4.0 (https://creativecommons.org/licenses/by-nc/4.0/)" in describe_license("CC-BY-NC-4.0", None)
     assert "under apple-ascl: read" in describe_license("apple-ascl", "output/r/best.pt")
     assert describe_license("", "x/facebook/new/model.safetensors") == (

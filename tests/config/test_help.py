@@ -1,4 +1,4 @@
-"""The output of `--help`: examples first, titled groups, short placeholders and the defaults that apply, also in narrow windows."""
+"""The output of `--help`: examples, titled groups, short placeholders and the defaults that apply, in narrow windows too."""
 
 import re
 

@@ -45,11 +45,11 @@ def test_digits_are_not_mirrored_and_not_called_squeezed():
     (GOOGLE, {"interpolation": "bicubic", "eval_crop": 0.9}, []),
     (DEIT, {"interpolation": "bicubic", "eval_crop": 0.9}, []), (DEIT, {"interpolation": "bilinear", "eval_crop": 0.0}, []),
     (DEIT, {"recipe": "mae", "dataset": "folder"}, []), (DEIT, {"recipe": "photos"}, []),
-    (GOOGLE, {"recipe": "photos"}, ["note: these weights were evaluated otherwise, as their publisher says (the whole image, its "
-                                    "shape not kept, bilinear), and the recipe differs on purpose. To do so here, add "
+    (GOOGLE, {"recipe": "photos"}, ["note: these weights were evaluated differently, as their publisher says (the whole image, "
+                                    "its shape not kept, bilinear), and the recipe differs on purpose. To do so here, add "
                                     "--interpolation bilinear --eval_crop 0"]),
     (GOOGLE, {"recipe": "photos", "interpolation": "bicubic"}, ["To do so here, add --eval_crop 0"]),
-    (DEIT, {}, ["note: these weights were evaluated otherwise, as their publisher says (shape kept, the middle 87.5 % of the "
+    (DEIT, {}, ["note: these weights were evaluated differently, as their publisher says (shape kept, the middle 87.5 % of the "
                 "shorter side, bicubic). To do so here, add --interpolation bicubic --eval_crop 0.875"]),
     (DEIT, {"eval_crop": 1.0}, ["(shape kept, the middle 87.5 % of the shorter side, bicubic). "
                                 "To do so here, add --interpolation bicubic"]),

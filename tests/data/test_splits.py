@@ -129,9 +129,9 @@ def test_a_drawn_val_without_a_test_set_only_chooses():
 def test_a_share_that_cannot_be_held_out_is_reported():
     with pytest.raises(DataError, match=r"--val_fraction: .* already has a validation split \(12 images\)\. Omit --val_fraction"):
         hold_out(published(own_val=True), 0.1, 0)
-    alone = images((1, 1))
+    single = images((1, 1))
     with pytest.raises(DataError, match=r"--val_fraction 0.5: no class has two images"):
-        hold_out(Splits(alone, alone, alone, "test", ("a", "b")), 0.5, 0)
+        hold_out(Splits(single, single, single, "test", ("a", "b")), 0.5, 0)
 
 
 def changed(name: str, labels: list[int]) -> Splits:

@@ -157,9 +157,9 @@ def test_recording_changes_nothing(case):
     assert [map.shape for map in maps] == [(2, *shape) for shape in shapes]
     assert all(map.dtype == torch.float32 and not map.requires_grad for map in maps)
     assert all(torch.allclose(total, torch.ones(())) for total in sums(maps, row))
-    with record_attention(model) as alone:
+    with record_attention(model) as single_pass:
         model(images)
-    assert all(torch.equal(a, b) for a, b in zip(maps, alone))
+    assert all(torch.equal(a, b) for a, b in zip(maps, single_pass))
 
 
 @pytest.mark.parametrize("row", [SMALL, CAIT], ids=["vit", "cait"])

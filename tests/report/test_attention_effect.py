@@ -1,5 +1,5 @@
-"""Which images show what edits did, what is predicted of them, and the attention loss of the summary (the picture:
-tests/system/test_teaching.py)."""
+"""The images that show the effect of edits, their predictions, and the attention loss in the summary.
+tests/system/test_teaching.py tests the picture."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_images_are_of_a_class_each_and_those_with_edits_come_first():
 
 
 def test_a_run_keeps_the_images_that_it_began_with():
-    """Also one of earlier code, which chose others; unless one of them is missing, or has no edit to learn any more."""
+    """Also a run of earlier code, which chose other images, unless one of these is missing or no longer has an edit to learn."""
     data = split(np.repeat(np.arange(2), 10))
     names = ["taught: val/7", "taught: val/8", "val: val/19", "val: val/2"]
     edits = dict.fromkeys(range(10), EDIT)
@@ -46,7 +46,7 @@ def test_without_the_images_of_the_start_there_is_no_picture(tmp_path, capsys):
 
 
 def test_the_attention_loss_before_and_after_are_of_different_steps():
-    """A run of two steps reported 0.2624 twice."""
+    """A run of two steps used to report 0.2624 twice."""
     square = "mean square of attention - edit"
     assert attention_loss_line([0.3, 0.1], 20) == [f"attention loss 0.3000 in the first step, 0.1000 in the last: {square}"]
     assert attention_loss_line([4, 2, 9, 1, 1], 20) == [

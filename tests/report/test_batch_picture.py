@@ -1,4 +1,4 @@
-"""batch.png: what the model sees first, drawn as the batches pass, which are the same with and without it."""
+"""batch.png: the first images that the model sees, drawn while the batches pass. The batches are the same without it."""
 
 import dataclasses
 import time
@@ -29,7 +29,7 @@ def unmixed(images, targets, step, position):
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[str]:
-    """The texts that are written."""
+    """Return a list of the texts that are drawn."""
     texts, text = [], ImageDraw.ImageDraw.text
 
     def note(self, at, words, *how):
@@ -72,7 +72,7 @@ def test_an_evaluation_that_comes_later_is_added(tmp_path, drawn):
 
 
 def test_mixed_images_have_both_labels(tmp_path, drawn):
-    """MixUp and CutMix as the step makes them, of the same draws."""
+    """MixUp and CutMix as in the step, with the same random numbers."""
     objects = build_objects("--mixup_alpha", 1, "--cutmix_alpha", 1, "--train_batch_size", 8)
     mix, first = objects.trainer.criterion.mix, next(iter(objects.data.loader))
     picture = BatchPicture(tmp_path / BATCH_FILE, "run", list("0123456789"), mix, print)
@@ -102,7 +102,7 @@ def watched(folder, objects, main=True):
 
 
 def test_the_batches_of_a_run_stay_the_same(tmp_path):
-    """Every one of them, in training and in evaluation; and a generator's state does not move."""
+    """All batches, in training and in evaluation. The state of the generators does not change."""
     flags = ("--mixup_alpha", 1, "--augmentation", "crop_flip", "--train_batch_size", 8, "--num_steps", 3)
     plain, other = build_objects(*flags), build_objects(*flags)
     state = torch.get_rng_state()
@@ -122,7 +122,7 @@ def test_only_the_main_process_draws_and_a_resumed_run_keeps_the_picture(tmp_pat
 
 
 def test_it_takes_little_time(tmp_path):
-    """0.09 s on two idle cores for images of 224 px, of a processor's time; at most 0.2 s."""
+    """0.09 s of processor time for images of 224 px on two idle cores; at most 0.2 s."""
     picture = picture_of(tmp_path)
     list(picture.evaluation([batch(side=224)], "val"))
     began = time.thread_time()

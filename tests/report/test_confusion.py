@@ -38,7 +38,7 @@ def test_counts_and_mistakes():
 
 @pytest.mark.parametrize("classes", [2, 40, 100, 1000])
 def test_few_and_many_classes_are_readable(classes):
-    """Of many, the 20 with the most mistakes, by name; no name is cut off or drawn over another."""
+    """Of many classes, the 20 with the most mistakes are shown by name, and no name is cut off or drawn over another."""
     matrix = 5 * np.eye(classes, dtype=np.int64)
     matrix[1, 0], matrix[-1, 1] = 3, 1
     figure = confusion.draw(matrix, [f"a class called {number}" for number in range(classes)], images(3), [
@@ -61,7 +61,7 @@ def test_few_and_many_classes_are_readable(classes):
 
 
 def test_mistakes_with_classes_outside_the_table_are_in_the_last_column():
-    """Many classes that are confused with rare ones."""
+    """With many classes that are confused with rare ones."""
     classes = 60
     matrix = 9 * np.eye(classes, dtype=np.int64)
     matrix[:20, 30:50] += np.eye(20, dtype=np.int64) * 0 + 1

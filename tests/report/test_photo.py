@@ -17,7 +17,7 @@ def subject(size, crop=0.0, channels=3):
 
 
 def scene(height, width) -> Image.Image:
-    """Smooth, so that what is enlarged and made smaller again is nearly the same."""
+    """Return a smooth photograph, which is nearly the same after it is enlarged and reduced again."""
     rough = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -30,7 +30,7 @@ def seen_by(image, size, crop) -> np.ndarray:
     ((32, 32), (600, 900), 0.0, (384, 384)), ((32, 32), (600, 900), 0.875, (384, 384)), ((24, 48), (600, 900), 1.0, (192, 384)),
     ((32, 32), (100, 80), 0.0, (80, 80)), ((32, 32), (100, 80), 0.5, (40, 40)), ((224, 224), (300, 240), 0.0, (240, 240))])
 def test_the_part_that_the_model_saw_in_more_pixels(size, image_size, crop, expected):
-    """Up to 384, and no more than the image has."""
+    """Up to 384 pixels, and not more than the image has."""
     image = scene(*image_size)
     seen = seen_by(image, size, crop)
     photo = photo_of(subject(size, crop), image, seen)

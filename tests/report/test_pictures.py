@@ -1,4 +1,4 @@
-"""Pictures of images and attention: every axes shows what it was given, under the right name."""
+"""Pictures of images and attention: every panel shows the values that it was given, under the right name."""
 
 import io
 
@@ -31,7 +31,7 @@ def titled(figure) -> dict:
 
 
 def saved(figure: Figure, folder) -> np.ndarray:
-    """Drawing finds what building does not: texts that cannot be, layouts that collapse."""
+    """Draw the figure: this finds errors that building it does not, such as invalid texts and collapsed layouts."""
     plots.save(figure, folder / "picture.png")
     with Image.open(folder / "picture.png") as picture:
         width, height = figure.get_size_inches()
@@ -63,9 +63,9 @@ def test_maps_over_an_image(tmp_path):
     shown, first, over, second, over_second, *bars = figure.axes if len(figure.axes) == 7 else pytest.fail(str(figure.axes))
     assert shown.get_title() == "image as the model saw it" and "a: 60 %" in shown.get_xlabel()
     assert np.array_equal(shown.images[0].get_array(), image)
-    for (name, heat), alone, lit in zip(maps, (first, second), (over, over_second)):
-        assert alone.get_title() == name
-        for panel in (alone, lit):
+    for (name, heat), plain, lit in zip(maps, (first, second), (over, over_second)):
+        assert plain.get_title() == name
+        for panel in (plain, lit):
             assert np.array_equal(panel.images[-1].get_array(), heat) and panel.images[-1].get_clim() == (0, 4 * heat.mean())
         assert lit.images[0].get_array().shape == photo.shape, "the photograph's own pixels"
         assert lit.images[0].get_extent() == lit.images[1].get_extent() == [-0.5, 319.5, 239.5, -0.5]
@@ -75,7 +75,7 @@ def test_maps_over_an_image(tmp_path):
 
 
 def opacity(heat: np.ndarray) -> np.ndarray:
-    """Of a map over a photograph, pixel by pixel."""
+    """Return the opacity of a map over a photograph, pixel by pixel."""
     over = pictures.over_image(images(1)[0], "", [("a map", heat)]).axes[2].images[-1]
     return over.to_rgba(over.get_array())[..., 3]
 
@@ -103,15 +103,15 @@ def test_a_photograph_keeps_a_part_of_its_colors():
 
 def test_negative_weights_are_blue_and_nothing_is_transparent():
     heat = np.array([[-0.5, 0.0], [0.25, 0.5]], dtype=np.float32)
-    _, alone, over, _ = pictures.over_image(images(1)[0], "", [("a map", heat)]).axes
-    for panel in (alone, over):
+    _, plain, over, _ = pictures.over_image(images(1)[0], "", [("a map", heat)]).axes
+    for panel in (plain, over):
         drawn = panel.images[-1]
         assert drawn.get_clim() == (-1.25, 1.25)
         negative, none, weak, strong = drawn.to_rgba(drawn.get_array()).reshape(4, 4)
         assert negative[2] > 0.8 > 0.3 > negative[0] and strong[0] > 0.8 > 0.3 > strong[2]
         assert none[3] < 0.02 and 0 < weak[3] < strong[3] == pytest.approx(negative[3], abs=0.01)
-    _, alone, over, _ = pictures.over_image(images(1)[0], "", [("a map", np.zeros((4, 4)))]).axes
-    assert alone.images[0].get_clim()[1] > 0 and not opacity(np.zeros((4, 4))).any()
+    _, plain, over, _ = pictures.over_image(images(1)[0], "", [("a map", np.zeros((4, 4)))]).axes
+    assert plain.images[0].get_clim()[1] > 0 and not opacity(np.zeros((4, 4))).any()
 
 
 def test_small_maps_say_their_range():
@@ -136,7 +136,7 @@ def test_every_layer_and_head_has_its_map(layers):
 
 @pytest.mark.parametrize(("layers", "heads", "readers"), [(12, 3, 2), (12, 12, 1), (26, 4, 1), (6, 3, 1)])
 def test_a_sheet_of_attention_is_mostly_panels(layers, heads, readers):
-    """DeiT distilled had 1632 x 2938 pixels, half of them blank, with four equal bars."""
+    """The sheet of a distilled DeiT used to have 1632 x 2938 pixels, half of them blank, with four equal bars."""
     image = images(1, 32, 32)[0]
     groups = {f"every layer, {reader}": named(layers) for reader in range(readers)}
     groups["every head"] = named(heads * readers, "head")
@@ -229,7 +229,7 @@ def test_the_words_of_before_and_after_fit_their_panels():
 
 
 def outside(figure) -> list[str]:
-    """Texts that the picture cuts off."""
+    """Return the texts that the picture cuts off."""
     figure.savefig(io.BytesIO())
     room = figure.bbox.padded(1)
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text() and not (

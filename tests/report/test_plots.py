@@ -66,7 +66,7 @@ def lines(axes) -> dict[str, tuple[list, list]]:
 
 
 def with_errors(axes) -> dict[str, tuple[list, list, list]]:
-    """By label: x, y, and the ends of the error bars."""
+    """Return {label: x, y, and the ends of the error bars}."""
     return {bars.get_label(): (list(bars[0].get_xdata()), list(bars[0].get_ydata()),
                                [[round(y, 1) for y in bar[:, 1]] for bar in bars[2][0].get_segments()])
             for bars in axes.containers}
@@ -88,7 +88,7 @@ def evaluation(step, accuracy, loss=1.0, split="test", **more) -> dict:
 
 
 def test_the_best_step_is_marked():
-    """By the rule that keeps best.pt: within one image of the highest accuracy the loss decides."""
+    """By the rule of best.pt: within one image of the highest accuracy the loss decides."""
     series = [evaluation(0, 0.95), evaluation(10, 0.90, 0.5), evaluation(20, 0.91, 0.6), evaluation(30, 0.80)]
     counted = [event | {"images": 100} for event in series]
     assert plots.best_evaluation(counted) == (10, 0.9) and plots.best_evaluation(series) == (20, 0.91), "a log without counts"
@@ -97,7 +97,7 @@ def test_the_best_step_is_marked():
     assert lines(loss)["best: step 10"][0] == lines(accuracy)["best: step 10, 90.0%"][0] == [10, 10]
 
 
-def test_the_split_that_chooses_is_found_whatever_it_is_called():
+def test_the_split_that_chooses_is_found_by_any_name():
     test, val = [evaluation(step, 0.5) for step in (0, 10, 20)], evaluation(10, 0.5, split="val")
     assert plots.choosing_split(test) == "test" and plots.choosing_split([*test, val]) == "val"
     assert plots.choosing_split([evaluation(5, 1.0, split="train"), evaluation(5, 0.5, split="test")]) == "test"
@@ -114,7 +114,7 @@ def test_a_long_run_has_a_smooth_line_over_the_noise():
 
 
 def test_a_sweep_shows_trials_and_the_final_run():
-    """With Wilson's intervals; the choice is in a ring, and hollow is what the images cannot distinguish from it."""
+    """With Wilson's intervals. The choice has a ring, and values that the images cannot distinguish from it are hollow."""
     figure = plots.sweep(SWEEP, "a sweep")
     axes, = figure.axes
     drawn = with_errors(axes)
@@ -136,7 +136,7 @@ def test_a_sweep_shows_trials_and_the_final_run():
 
 
 def test_several_runs_have_one_color_and_one_line_of_the_legend_each():
-    """Eleven runs had 22 entries in each legend."""
+    """Eleven runs used to have 22 entries in each legend."""
     figure = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS, "_c": EVENTS[3:4]}, "three runs")
     loss, attention, accuracy, rate = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [

@@ -24,7 +24,7 @@ RESULT = EvalMetrics(200, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.7, 0.0312)
 def printed(tmp_path, monkeypatch, capsys):
     """printed(first, best, events, *flags, ...) -> the lines that are printed of a run in the folder `r s`
 
-    logged: (accuracy, loss) of 24 images, by (step, split); alone: val is test; final: the split that is evaluated last.
+    logged: (accuracy, loss) of 24 images, by (step, split); one_split: val is test; final: the split that is evaluated last.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
@@ -32,7 +32,7 @@ def printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     Path("r s").mkdir()
 
-    def run(first: dict, best: dict, events=(), *flags, failed=None, logged=(), alone=False, final="test",
+    def run(first: dict, best: dict, events=(), *flags, failed=None, logged=(), one_split=False, final="test",
             accuracy=RESULT.accuracy) -> list[str]:
         write_log(Path("r s"), list(events))
         run = types.SimpleNamespace(
@@ -42,8 +42,8 @@ def printed(tmp_path, monkeypatch, capsys):
             outputs=types.SimpleNamespace(
                 folder=Path("r s"), log_folder=Path("logs/r"), saver=types.SimpleNamespace(best=best)))
         val, test = (types.SimpleNamespace(targets=[0, 1, 1, 2], name=name) for name in ("val", "test"))
-        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val", val=val, test=val if alone else test,
-                                       held_out={"val": val} if alone else {"val": val, "test": test}, train=[0] * 1097)
+        splits = types.SimpleNamespace(classes=tuple("0123456789"), val_name="val", val=val, test=val if one_split else test,
+                                       held_out={"val": val} if one_split else {"val": val, "test": test}, train=[0] * 1097)
         summary.print_summary(run, splits, final, ["10/s", "of 20"], [] if failed is None else failed, "model on data")
         return capsys.readouterr().out.splitlines()
 
@@ -64,15 +64,15 @@ def test_results_and_where_they_are(printed):
     assert summary.metric_lines(RESULT, 2)[0].startswith("probability"), "of two classes top-1 is all there is"
 
 
-@pytest.mark.parametrize(("flags", "alone", "words"), [
+@pytest.mark.parametrize(("flags", "one_split", "words"), [
     ((), False, ["train.py --eval_only --resume_path 'r s/best.pt'",
                  "DATASET=folder DATA_DIR=PHOTOS VAL_FRACTION=0.2 bash train.sh",
                  "predict.py 'r s' PHOTOS > predictions.csv", "export.py 'r s' --to folder --output 'r s-model'",
                  "visualize.py attention --checkpoint 'r s'"]),
     (("--dataset", "folder"), True, ["predict.py", "export.py", "visualize.py"])], ids=["digits", "own photographs"])
-def test_commands_that_come_next(printed, flags, alone, words):
-    """Not more steps: on the digits they make it worse. best.pt is tested where there is a test set of its own."""
-    lines = printed({}, {"accuracy": 0.85, "step": 40}, (), *flags, alone=alone, final="val" if alone else "test")
+def test_commands_that_come_next(printed, flags, one_split, words):
+    """Not more steps, which make the digits worse. best.pt is evaluated on test if there is a separate test set."""
+    lines = printed({}, {"accuracy": 0.85, "step": 40}, (), *flags, one_split=one_split, final="val" if one_split else "test")
     commands = lines[lines.index("Next:") + 1:]
     assert len(commands) == len(words) and all(word in line for word, line in zip(words, commands)), commands
     assert not any("NUM_STEPS" in line or "RESUME_PATH" in line for line in commands)
@@ -97,7 +97,7 @@ TOO_GOOD = "                 chosen on these images, so slightly too high: repor
           "to 88.0%): r s/best.pt",
           "                 79.17% was the highest, by one image at most, and with a higher loss",
           TOO_GOOD + "a test accuracy: the last step's is above, best.pt's comes from the first command below"]),
-    ({"final": "val", "alone": True}, [
+    ({"final": "val", "one_split": True}, [
         "  best           75.00% on val after step 20, the best of 3 evaluations (24 images, one is 4.2%; 95% interval 55.1% to "
         "88.0%): r s/best.pt",
         "                 79.17% was the highest, by one image at most, and with a higher loss",
@@ -111,14 +111,14 @@ def test_the_last_step_and_the_best_and_which_figure_to_report(printed, how, exp
 
 
 def test_a_highest_accuracy_that_was_not_saved_is_reported(printed):
-    """Its save failed, or it was later than what was resumed."""
+    """Its save failed, or it was later than the checkpoint that was resumed."""
     for accuracy, loss in ((20 / 24, 0.9), (19 / 24, 0.4)):
         lines = printed({}, {"accuracy": 0.75, "step": 20}, logged=LOOKS | {(60, "val"): (accuracy, loss)})
         assert f"                 {accuracy:.2%} was the highest, and was not saved" in lines
 
 
 def test_a_best_that_is_the_last_step_is_the_figure_to_report(printed):
-    for how in ({"alone": True, "final": "val"}, {}):
+    for how in ({"one_split": True, "final": "val"}, {}):
         lines = printed({}, {"accuracy": 0.625, "step": 100}, logged={(100, "val"): (15 / 24, 1.1)}, **how)
         assert any(line.startswith("  best           62.50% on val after step 100, the last (") for line in lines)
         assert not any("too high" in line or "highest" in line or line.startswith("  val accuracy   62") for line in lines)

@@ -1,4 +1,4 @@
-"""What a sweep chooses, and what it says of the choice."""
+"""The choice of a sweep, and its description."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from utils.report import sweeps
 
 
 def rows(*trials, images=24) -> list[dict]:
-    """(rate, correct images, loss), or (rate, None, None) of one that diverged."""
+    """Return rows of trials: (rate, correct images, loss), or (rate, None, None) of a diverged one."""
     done = {"status": "done", "split": "val", "images": images, "top5": 1.0}
     return [{"run": f"lr-{rate:g}", "learning_rate": rate} | (
         {"status": "diverged at step 3"} if hits is None else done | {"accuracy": hits / images, "loss": loss})

@@ -1,4 +1,4 @@
-"""Which rows of which maps are drawn, and under which names. The tests of the command line draw every family."""
+"""The rows of maps that are drawn, and their names. tests/system/test_visualize.py draws every family."""
 
 import re
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from utils.report import views
 
 
 def model(rows: slice, prefix: int, class_layers: int = 0, classifier: str = ""):
-    """What utils.report.views uses of a model, with a grid of 2 x 3."""
+    """The attributes of a model that utils.report.views uses, with a grid of 2 x 3."""
     classifier = classifier or ("mean" if rows.stop is None else "token")
     return SimpleNamespace(query_rows=rows, num_prefix_tokens=prefix, grid=(2, 3), img_size=(128, 192),
                            config=SimpleNamespace(class_layers=class_layers, classifier=classifier))
@@ -49,7 +49,7 @@ def test_the_two_kinds_of_layers_of_cait():
 
 
 def view_of(family: str, classes: tuple[str, ...] = tuple(CLASSES)) -> views.View:
-    """Of a random image, with a model of a later family."""
+    """Return the view of a random image by a model of a later family."""
     subject = family_model(family).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*subject.img_size, 3), dtype=np.uint8))
     opened = SimpleNamespace(model=subject, classes=classes, title="a run", settings={},
@@ -59,7 +59,7 @@ def view_of(family: str, classes: tuple[str, ...] = tuple(CLASSES)) -> views.Vie
 
 
 def words_of(figure) -> list[str]:
-    """Every text, in one line and without the range of a small map."""
+    """Return every text, in one line and without the range of a small map."""
     texts = [part.get_text() for part in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     return [" ".join(re.sub(r"\n(max )?-?[\d.e-]+( to \S+)?$", "", text).split()) for text in texts if text]
 

@@ -254,7 +254,7 @@ def test_google_s_layout_warns_of_what_it_cannot_hold(capsys):
     save_run(Path("output/erf"), "gap", {"gelu": "erf"})
     assert run("output/gap", "--to", "npz", "--output", "a.npz") == run("output/erf", "--to", "npz", "--output", "b.npz") == 0
     out = capsys.readouterr().out
-    assert "warning: nor what this model computes otherwise than Google's programs: gelu erf\n" in out
+    assert "warning: nor what this model computes differently from Google's programs: gelu erf\n" in out
     assert out.count("warning") == 1 and out.count("holds neither the names of the classes") == 2
     assert same_state(open_model("a.npz").model, family_model("gap"))
 

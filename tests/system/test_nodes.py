@@ -33,7 +33,7 @@ class Fault:
     def __str__(self) -> str:
         words = {"process": f"a process of node {self.node} is killed", "launcher": f"node {self.node} is killed",
                  "launcher_again": f"node {self.node} is killed and started again",
-                 "alone": f"node {self.node} waits for the other at the start; asked to stop (SIGTERM)",
+                 "waiting": f"node {self.node} waits for the other at the start; asked to stop (SIGTERM)",
                  "survivor": f"node {1 - self.node} is killed, node {self.node} waits for it; asked to stop (Ctrl-C)",
                  "resume": "`RESUME_PATH` names a run that only node 0 has", "power": "the power of node 0 is cut",
                  "power_again": "the power of node 0 is cut; it comes back and is started again"}[self.what]
@@ -46,7 +46,7 @@ FAULTS = [
     Fault("process", 1, 1, shared=False, codes=(2, 2)), Fault("process", 0, 1, shared=False, codes=(2, 2)),
     Fault("launcher_again", 1, 1), Fault("launcher_again", 0, 1), Fault("launcher_again", 1, 1, shared=False, codes=(2, 2)),
     Fault("launcher_again", 0, 1, shared=False, codes=(2, 2)), Fault("launcher", 1, 0, codes=(8, -9)),
-    Fault("launcher", 0, 0, codes=(-9, 8)), Fault("alone", 0, 0, codes=(143, None)), Fault("alone", 1, 0, codes=(None, 143)),
+    Fault("launcher", 0, 0, codes=(-9, 8)), Fault("waiting", 0, 0, codes=(143, None)), Fault("waiting", 1, 0, codes=(None, 143)),
     Fault("survivor", 0, 1, codes=(143, -9)), Fault("survivor", 1, 1, codes=(-9, 143)),
     Fault("resume", 1, 1, shared=False, codes=(2, 2)), Fault("power", 0, 0, codes=(-9, 8)), Fault("power_again", 0, 1)]
 
@@ -126,7 +126,7 @@ class Pair:
         self.start(number)
         return time.monotonic()
 
-    def alone(self, number: int) -> float:
+    def waiting(self, number: int) -> float:
         self.start(number)
         self.waits(number)
         self.launched[number].send_signal(signal.SIGTERM)

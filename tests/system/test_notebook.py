@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, offline, and its stored pictures can be looked at."""
+"""The notebook runs from top to bottom without a network, and its stored pictures are complete."""
 
 import re
 
@@ -13,7 +13,7 @@ from models import create_model
 
 @pytest.fixture
 def run_all(tmp_path, monkeypatch):
-    """run_all(NAME=value, ...) -> (what it prints, the number of pictures). No network can be reached."""
+    """Return run_all(NAME=value, ...) -> (what the notebook prints, the number of pictures). The network is blocked."""
     def refuse(*_, **__):
         raise OSError("a test has no network")
 
@@ -29,7 +29,7 @@ def run_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_runs_from_top_to_bottom(run_all, monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom(run_all, monkeypatch):
     monkeypatch.chdir(ROOT)
     printed, pictures = run_all(PHOTOS="nowhere")
     assert "4 layers of (1, 4, 65, 65) - rows sum to 1.0" in printed and pictures == 11
@@ -40,8 +40,8 @@ def test_runs_from_top_to_bottom(run_all, monkeypatch):
 
 
 @pytest.mark.slow
-def test_shows_photographs_with_the_checkpoint_that_is_there(run_all, tmp_path, monkeypatch):
-    """In ./checkpoint and ./photos; of another size."""
+def test_photographs_and_a_checkpoint_of_the_user_are_shown(run_all, tmp_path, monkeypatch):
+    """Found in ./photos and ./checkpoint, at another image size."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.jpg", "deep/b.png"):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True, parents=True)
@@ -57,13 +57,13 @@ def test_shows_photographs_with_the_checkpoint_that_is_there(run_all, tmp_path, 
 
 
 @pytest.mark.slow
-def test_shows_a_run_on_its_own_data(run_train, run_all, monkeypatch):
+def test_a_run_is_shown_on_its_data(run_train, run_all, monkeypatch):
     assert run_train("--name", "r") == 0
     printed, pictures = run_all(CHECKPOINT="output/r")
     assert "images: those of its data set; checkpoint: output/r" in printed and pictures == 10
 
 
-def test_stored_outputs_can_be_looked_at():
+def test_the_stored_notebook_has_its_pictures_and_no_errors():
     cells = read_cells()
     pictures = [output for cell in cells for output in cell["outputs"] if "image/png" in output.get("data", {})]
     drawing = [cell for cell in cells if re.search(r"(pictures\.\w+|draw_\w+)\(", "".join(cell["source"]))]

@@ -120,7 +120,7 @@ def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:
     others = [f"{key} {config[key]}" for key, value in GOOGLE.items()
               if as_tuple(config[key]) != value and (key != "resnet_style" or config.resnet_layers is not None)]
     notes = ["Google's layout holds neither the names of the classes nor how images are resized"]
-    return notes + ([f"warning: nor what this model computes otherwise than Google's programs: {', '.join(others)}"]
+    return notes + ([f"warning: nor what this model computes differently from Google's programs: {', '.join(others)}"]
                     if others else [])
 
 

@@ -250,7 +250,7 @@ def file_of(model_type: str) -> str:
 
 @contextlib.contextmanager
 def suggest_local_file() -> Iterator[None]:
-    """Adds to the error of a download that any file that is here will do."""
+    """Adds to the error of a failed download that a run can start from any local file."""
     try:
         yield
     except DownloadError as error:

@@ -17,11 +17,11 @@ from .opened import Opened, find_weights, of_run, open_model
 
 
 def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTransformer:
-    """Loads a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which asks it about images.
+    """Loads a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which classifies images.
 
     path: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
     program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
-    typed: of what is no run, as the flags are called: model_type, img_size, num_heads, classifier,
+    typed: settings of a model that is not a run, named like the flags: model_type, img_size, num_heads, classifier,
     interpolation, eval_crop, mean, std.
     Raises ModelError.
     """

@@ -177,7 +177,7 @@ def _other_than_configured(config: Config, architecture: dict) -> list[str]:
 
 
 def describe_model(config: Config, facts: Facts) -> str:
-    """Return the name of the model, and what the start weights have otherwise than their row of configs.py."""
+    """Return the name of the model, and what differs in the start weights from their row of configs.py."""
     if facts.start_row and config.source("model_type") == START and "hidden_size" not in facts.start_row:
         own = {key: facts.start_row[key] for key in ("classifier", "registers") if key in facts.start_row}
         return f"{config.model_type}, as the file says ({describe_row(config.model_type, own, facts.start_row.get('img_size'))})"
@@ -193,8 +193,8 @@ def describe_license(license: str, path: str | None) -> str:
     if FREE.match(license) or not (license or page):
         return ""
     where = page or LICENSE_TEXTS.get(license.lower(), "")
-    return (f"licence: the start weights are under {license}{f' ({where})' if where else ''}: read what it allows of models that "
-            "are made of them" if license else f"licence: that of the start weights is not known; see {page}")
+    return (f"licence: the start weights are under {license}{f' ({where})' if where else ''}: read what it allows for models "
+            "made from them" if license else f"licence: that of the start weights is not known; see {page}")
 
 
 def describe_outputs(classes: Sequence[str]) -> str:

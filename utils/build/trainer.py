@@ -175,7 +175,7 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
     """-> images (B, C, height, width) of 0..255, as the student gets them -> the teacher's logits (B, classes)"""
     path, precision, splits, opened = config.teacher, built.precision, data.splits, built.teacher
     teacher = opened.model.to(ranks.device, precision.weights).eval()
-    known = opened.named and (opened.has_data or config.dataset != "imagenet")      # whose names other programs spell otherwise
+    known = opened.named and (opened.has_data or config.dataset != "imagenet")      # other programs spell its names differently
     if len(opened.classes) != len(splits.classes) or (known and sorted(opened.classes) != sorted(splits.classes)):
         raise ConfigError(f"--teacher {path}: it has {len(opened.classes)} classes ({first_names(opened.classes)}), the "
                           f"data {len(splits.classes)} ({first_names(splits.classes)}): not the same task. Use another teacher")

@@ -83,7 +83,8 @@ def _resize_notes(config: Config, view: Mapping, same_task: bool) -> list[str]:
     theirs = _evaluated(**{name: view.get(name, here[name]) for name in here})
     flags = " ".join(f"--{name} {value if name == 'interpolation' else format(value, 'g')}" for name, value in differs.items())
     meant = ", and the recipe differs on purpose" * any(config.source(name) == RECIPE for name in differs)
-    return [f"{mark}: these weights were evaluated otherwise, as {view['by']} says ({theirs}){meant}. To do so here, add {flags}"]
+    return [f"{mark}: these weights were evaluated differently, as {view['by']} says ({theirs}){meant}. To do so here, add "
+            f"{flags}"]
 
 
 def _mark(config: Config, *names: str) -> str:

@@ -1,7 +1,7 @@
 """Logs a run: log.jsonl, and writers that show the same events (progress bar or plain lines, TensorBoard, W&B).
 
 An event is a flat dict with "event" and "step", made of all fields of StepMetrics and EvalMetrics: a new field appears
-everywhere. A full disk or a closed terminal costs lines or curves and never the run.
+everywhere. A full disk or a closed terminal loses lines or curves, but does not end the run.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ class RunLogger:
 class BadImages:
     """Writes bad_images.txt of the run in `folder`: each line once, in alphabetical order. For rank 0.
 
-    A write that fails costs a warning; the next one writes all lines.
+    A write that fails causes a warning; the next one writes all lines.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]):

@@ -1,7 +1,7 @@
 """Checkpoints written in the background: training waits for a copy in memory, and a thread writes it.
 
-The design of CheckFreq (Mohan et al., FAST 2021): snapshot, then persist; here one write at a time. A save that fails costs
-a warning; several failures in a row end the run.
+The design of CheckFreq (Mohan et al., FAST 2021): snapshot, then persist; here one write at a time. A save that fails
+causes a warning; several failures in a row end the run.
 """
 
 import concurrent.futures

@@ -1,7 +1,7 @@
 """Which parameters are trained, in which groups, by which optimizer, and with which learning rate.
 
 The layer-wise decay of the learning rate is that of BEiT (arXiv 2106.08254) and MAE (arXiv 2111.06377): what is behind the last
-block (norms, pooling by attention, head) has the whole rate. timm's is the same, but for its last norm: it has the last block's.
+block (norms, pooling by attention, head) has the whole rate. timm's is the same, except that its last norm has the last block's.
 Which parameters have no weight decay is what DeiT, CaiT and MAE agree on. Registers are tokens like the cls token, and so is the
 query of pooling by attention (which timm decays). The learning rate is a closed form of the number of the update: a checkpoint
 saves no state for it.

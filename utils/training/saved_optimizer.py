@@ -1,7 +1,7 @@
 """Checks the optimizer state in a checkpoint against the optimizer that will load it.
 
 torch's load_state_dict compares neither shapes nor settings: a fused kernel then reads and writes past the end of an average that
-is too short, and an average or a setting that is not the run's own is trained on in silence.
+is too short, and an average or a setting that is not the run's own is used without a message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -61,8 +61,8 @@ def test_other_number_formats_are_read_as_float32(tmp_path, kind, dtype):
 @pytest.mark.parametrize("save", [saved, legacy])
 def test_weights_in_an_entry_are_found(tmp_path, place, save):
     """With other entries, as in DeiT's and MAE's files: the optimizer, the epoch, the flags."""
-    beside = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3, "args": argparse.Namespace(lr=1e-3, name="x")}
-    with open_weights(save(tmp_path / "x", {**beside, place: WEIGHTS})) as file:
+    others = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3, "args": argparse.Namespace(lr=1e-3, name="x")}
+    with open_weights(save(tmp_path / "x", {**others, place: WEIGHTS})) as file:
         assert file.names == list(WEIGHTS) and file.left_out == ["args", "epoch", "optimizer"] and file.run is None
 
 

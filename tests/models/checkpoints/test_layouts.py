@@ -185,9 +185,9 @@ def test_a_stack_that_claims_a_billion_blocks_is_refused(tmp_path):
 @torch.inference_mode()
 def test_names_of_transformers_give_the_published_logits(tmp_path, case, prefix, later):
     names = transformers_names(reference.torch_state(case), prefix, later)
-    beside = {f"{prefix}pooler.dense.weight": torch.ones(2), f"{prefix}embeddings.mask_token": torch.ones(1, 1, 2),
+    others = {f"{prefix}pooler.dense.weight": torch.ones(2), f"{prefix}embeddings.mask_token": torch.ones(1, 1, 2),
               "decoder.decoder_norm.weight": torch.ones(3)}
-    save_file(names | beside, tmp_path / "x.safetensors")
+    save_file(names | others, tmp_path / "x.safetensors")
     model = load(tmp_path / "x.safetensors", reference.TORCH_ROWS[case]).eval()
     assert (model(reference.torch_images(case)) - reference.torch_expected(case)["logits"]).abs().max() < 1e-5
     assert model.load_report.left_out == ["decoder.decoder_norm.weight", "embeddings.mask_token", "pooler.dense.weight"]

@@ -413,11 +413,11 @@ def test_timm_s_models_in_files_of_open_clip(tmp_path, prefix):
     used."""
     own = row(positions="patches", class_token=False, classifier="attention")
     state = {prefix + name: value for name, value in random_model(own, 3).state_dict().items() if not name.startswith("head.")}
-    beside = {f"{prefix.partition('visual.')[0]}{name}": torch.ones(2) for name in (
+    others = {f"{prefix.partition('visual.')[0]}{name}": torch.ones(2) for name in (
         "text.token_embedding.weight", "text.transformer.resblocks.0.ln_1.weight", "text.ln_final.bias", "logit_scale")}
-    found = create_model(own, 3, pretrained=saved(tmp_path / "x.pt", state | beside))
+    found = create_model(own, 3, pretrained=saved(tmp_path / "x.pt", state | others))
     assert all(torch.equal(value, state[prefix + name]) for name, value in found.state_dict().items() if "head" not in name)
-    assert sorted(found.load_report.left_out) == sorted(beside)
+    assert sorted(found.load_report.left_out) == sorted(others)
 
 
 def test_a_torchscript_program_is_refused_and_its_weights_are_named(tmp_path):
