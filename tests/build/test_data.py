@@ -1,4 +1,4 @@
-"""The loaders and what is evaluated when."""
+"""The data loaders, and which split is evaluated when."""
 
 import types
 
@@ -16,8 +16,8 @@ from utils.distributed import Ranks
     ("always", True, ("test", "val", "test")), ("once", True, ("val", "val", "test")), ("never", True, ("val", "val", "val")),
     ("always", False, ("val", "val", "val")), ("once", False, (None, None, "val"))])
 def test_which_split_is_evaluated_when(tmp_path, monkeypatch, choice, has_val, names):
-    """Before step 1, during training, at the end; of the digits, and of a folder with val/ only. A split that is both is one
-    object, so that it is evaluated once."""
+    """Before step 1, during training and at the end, for the digits and for a folder with val/ only. A split with both uses is
+    one object, so that it is evaluated once."""
     monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
     data = build_objects("--test", choice, *([] if has_val else FOLDER)).data
     parts = data.evaluated_before, data.watched, data.final

@@ -1,4 +1,4 @@
-"""What a run tells of its model, for the card of an exported folder. (The formats: tests/system/test_export.py.)"""
+"""The facts of a run in the model card of an exported folder. tests/system/test_export.py tests the formats."""
 
 import json
 
@@ -14,7 +14,8 @@ from utils.report import model_card
 
 
 def test_start_weights_and_their_licence(tmp_path, monkeypatch):
-    """Published names whole, of paths the end, which says nothing of the machine; what cannot be read says nothing."""
+    """Published names are complete. Only the end of a path is given, which names nothing of the machine. A config.json that
+    cannot be read adds nothing."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "timm").mkdir()
     save_timm(create_model("ViT-Nano_2", 3), tmp_path / "timm/model.safetensors")
@@ -38,8 +39,8 @@ def test_start_weights_and_their_licence(tmp_path, monkeypatch):
     assert _start("timm", "ViT-Nano_2") == {"weights": "timm"}
 
 
-def test_names_of_classes(tmp_path):
-    """Of a file that has none; a thousand outputs are ImageNet's."""
+def test_class_names_of_a_file_without_names(tmp_path):
+    """They are given in a text file. 1,000 outputs without names are taken to be ImageNet's."""
     model = create_model("ViT-Nano_2", 3)
     torch.nn.init.normal_(model.head.weight)
     save_timm(model, tmp_path / "x.pth")
@@ -57,8 +58,8 @@ def test_names_of_classes(tmp_path):
     assert "y.pth does not name its 1,000 classes, which are taken to be ImageNet's" in note
 
 
-def test_a_start_of_ours_says_how_images_are_read(tmp_path):
-    """An exported folder whose head is kept, as the run itself; not where a flag says otherwise, nor for a new task."""
+def test_an_exported_folder_sets_how_images_are_read(tmp_path):
+    """If its head is kept, as a run does. Not if a flag says otherwise, and not for a new task."""
     (tmp_path / "a").mkdir()
     save_timm(create_model("ViT-Nano_2", 3), tmp_path / "a/model.safetensors")
     read = {"exif": "off", "intensity_range": [0, 4095], "alpha": "mask"}

@@ -1,4 +1,4 @@
-"""What is known before the configuration is final, and the records that hold it."""
+"""What is found out before the configuration is final (data, start weights, saved run), and its records."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from utils.device import total_memory
 from utils.run import checkpoint
 
 
-def test_train_hands_device_and_timeout_to_the_process_group(monkeypatch, capsys):
+def test_train_passes_device_and_timeout_to_the_process_group(monkeypatch, capsys):
     given = []
 
     def init(*arguments):
@@ -42,7 +42,8 @@ def test_train_hands_device_and_timeout_to_the_process_group(monkeypatch, capsys
 
 
 def test_nodes_check_files_together(monkeypatch, capsys):
-    """Before torchrun train.sh checks only the words: what is missing on one node has to end the others too."""
+    """Before torchrun, train.sh only checks the flags themselves: a file that is missing on one node has to end the other nodes
+    too."""
     for processes, code in (("2x2", 2), ("4x2", 0)):
         monkeypatch.setenv("VIT_CHECK", processes)
         assert train.main(["--pretrained_dir", "gone.npz"]) == code
@@ -61,14 +62,14 @@ def test_facts_are_those_of_the_data_and_the_start(tmp_path, monkeypatch):
         build.find(sources, None, ALONE)
 
 
-def test_the_least_that_any_process_has_decides(monkeypatch):
+def test_memory_and_cores_are_the_least_of_all_processes(monkeypatch):
     monkeypatch.setattr(distributed, "all_gather_objects", lambda ranks, own: [own, (own[0] - 1, 99), (own[0] + 1, 1)])
     own = total_memory(ALONE.device)
     assert build.machine(ALONE) == Machine("cpu", own - 1, 1)
 
 
 def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
-    """Another task finds its own rule; what is typed wins."""
+    """For another task the data decide again how to read them. Flags win."""
     make_tree(tmp_path / "tree")
     data = ["--dataset", "folder", "--data_dir", tmp_path / "tree"]
     write_checkpoint(tmp_path / "r/best.pt", *data, "--exif", "off", "--alpha", "mask")
@@ -81,7 +82,7 @@ def test_images_are_read_as_by_the_run_whose_head_is_kept(tmp_path):
         assert found.start.path == tmp_path / "r/best.pt"
 
 
-def test_the_default_start_is_the_models_own():
+def test_the_default_start_is_the_models_checkpoint():
     assert open_start("none", "ViT-Nano_2") is None
     with open_start("auto", "ViT-Nano_2") as start:
         assert start.path.name == "ViT-Nano_2-letters.npz" and start.settings is None and start.head_classes == 26
@@ -101,7 +102,7 @@ def test_a_saved_run_is_opened_once(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rules", "name"), [(3, "test"), (4, "val")])
 def test_a_run_of_an_earlier_version_keeps_the_name_of_its_held_out_split(tmp_path, monkeypatch, rules, name):
-    """Then the only one was called "test", whatever the folder is called. predict.py takes both names."""
+    """Earlier versions called a single held-out split "test", whatever its folder was called. predict.py accepts both names."""
     monkeypatch.chdir(make_tree(tmp_path / "tree").parent)
     config = write_checkpoint(tmp_path / "best.pt", *FOLDER).config
     saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
@@ -113,13 +114,13 @@ def test_a_run_of_an_earlier_version_keeps_the_name_of_its_held_out_split(tmp_pa
 
 
 def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_named(tmp_path):
-    """Another node may have been started again, without the flag or with another."""
+    """Another node may have been restarted without the flag, or with another value."""
     for folder in ("0", "1"):
         (tmp_path / folder).mkdir()
     write_checkpoint(tmp_path / "0/output/r/best.pt")
 
     def work(ranks):
-        os.chdir(tmp_path / str(ranks.rank))               # a disk of its own
+        os.chdir(tmp_path / str(ranks.rank))               # a separate disk
         typed = {"resume_path": "output/r"} if ranks.rank == 0 else {"name": "other", "data_dir": "here"}
         flags = build.decide_resume(typed, ranks)
         with pytest.raises(ConfigError) as caught:
@@ -136,13 +137,13 @@ def test_process_0_decides_what_is_resumed_and_a_node_that_cannot_read_it_is_nam
 
 # ------------------------------------------------------------------------------------ the classes of a checkpoint or a head
 
-NUMBERS = ("10", "2", "9")                           # in the order of their text
+NUMBERS = ("10", "2", "9")                           # sorted as text
 TREE = ("--dataset", "folder", "--data_dir", "tree", "--recipe", "digits")
 
 
 @pytest.fixture
 def numbers(tmp_path, monkeypatch) -> None:
-    """Class folders, and a run on them in the order of their text."""
+    """Write class folders, and a run on them whose classes are sorted as text."""
     monkeypatch.chdir(tmp_path)
     make_tree(Path("tree"), NUMBERS)
     write_checkpoint(Path("run/best.pt"), *TREE, "--class_order", "text")
@@ -186,7 +187,7 @@ def test_a_run_that_is_resumed_keeps_its_classes_and_no_fewer(numbers):
         saved_for({"eval_only": False, "dataset": "csv"})
 
 
-def test_a_share_that_a_run_held_out_is_none_of_other_images(numbers):
+def test_the_held_out_fraction_of_a_run_does_not_apply_to_other_images(numbers):
     write_checkpoint(Path("run/best.pt"), *TREE, "--val_fraction", 0.5)
     shutil.copytree("tree", "moved")
     make_tree(Path("other"), NUMBERS, images=4)
@@ -214,7 +215,7 @@ def test_a_head_that_names_no_classes_needs_their_order(numbers):
 
 
 def test_a_teacher_is_opened_before_the_data(tmp_path):
-    """Any file can teach; where it cannot be, that is said before the data are read."""
+    """Any file can be a teacher. If it cannot be used, this is reported before the data are read."""
     nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
     save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
     for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
@@ -231,7 +232,7 @@ def test_a_teacher_is_opened_before_the_data(tmp_path):
     assert choose({"distillation": "soft", "teacher": "x", "eval_only": True}).teacher is choose({}).teacher is None
 
 
-def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
+def test_facts_of_a_file_of_another_program(tmp_path):
     save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=12), 10), tmp_path / "x.pth")
     facts = build.find(choose({"pretrained_dir": str(tmp_path / "x.pth")}), None, ALONE).facts
     assert facts.start_row == {"model_type": "ViT-Nano_2", "in_channels": 3, "patch_size": 2, "hidden_size": 40, "mlp_dim": 80,
@@ -239,8 +240,8 @@ def test_what_a_file_of_another_program_tells_is_a_fact(tmp_path):
     assert (facts.start_settings, facts.start_head_classes) == (None, 10)
 
 
-def test_what_config_json_says_that_a_head_reads_is_a_fact_too(tmp_path):
-    """Also where the arrays hold more, as a SigLIP's that is to be used without its pooling."""
+def test_the_classifier_in_config_json_is_a_fact(tmp_path):
+    """Also if the file has more arrays, such as a SigLIP that is to be used without its pooling."""
     start = start_folder(tmp_path / "x", "SigLIP")
     said = json.loads((start / "config.json").read_text())
     for uses, classifier in ((True, "attention"), (False, "mean")):
@@ -250,8 +251,8 @@ def test_what_config_json_says_that_a_head_reads_is_a_fact_too(tmp_path):
         assert facts.start_row["classifier"] == classifier
 
 
-def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, monkeypatch):
-    """In one line: which file, from where, to which place, and how a run can begin without it."""
+def test_a_failed_download_is_reported_before_the_data_are_opened(tmp_path, monkeypatch):
+    """In one line: which file, from which URL, where to put it, and how to start a run without it."""
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
     monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")                   # nothing answers there
     for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Or start"),
@@ -262,15 +263,15 @@ def test_a_file_that_cannot_be_had_is_told_before_the_data_are_opened(tmp_path, 
         assert line.startswith(f"--pretrained_dir: could not download http://127.0.0.1:9/vit/{file} (Connection refused); ")
         assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "(--pretrained_dir FILE, PRETRAINED_DIR)" in line
         assert "\n" not in line
-    for start in ("none", "ViT-B_16.npz", str(tmp_path / "x.npz")):                     # a file is not asked for
+    for start in ("none", "ViT-B_16.npz", str(tmp_path / "x.npz")):                     # no file is downloaded
         if start != "none":
             (tmp_path / Path(start).name).touch()
         monkeypatch.chdir(tmp_path)
         assert check_start(start, "ViT-B_16") is None
 
 
-def test_the_licence_of_start_weights_goes_with_them(tmp_path):
-    """Through a run that began with them, of this version or of an earlier one, and through its export."""
+def test_the_license_of_start_weights_is_passed_on(tmp_path):
+    """By a run that started from them, of this or an earlier version, and by its export."""
     assert license_of_start(None) == ""
     state = create_model("ViT-Nano_2", 3).state_dict()
     for file in ("mine.pth", "mae/mae_pretrain_vit_base.pth"):
@@ -290,8 +291,8 @@ def test_the_licence_of_start_weights_goes_with_them(tmp_path):
     assert list(found.values()) == ["", "CC-BY-NC-4.0", "", "dinov3-license", "CC-BY-NC-4.0"]
 
 
-def test_how_a_start_saw_its_images(tmp_path, monkeypatch):
-    """Its run says it, the page of a published file, or nobody."""
+def test_the_preprocessing_of_start_weights_is_found(tmp_path, monkeypatch):
+    """From the run, from the settings of a published file, or not at all."""
     write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.9)
     state = create_model("ViT-Nano_2", 3).state_dict()
     (tmp_path / "deit").mkdir()

@@ -1,4 +1,4 @@
-"""Where each flag that changes what is learnt lands: in the objects that are built of it."""
+"""Each flag that changes the result of training sets the right value in the objects that are built from it."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ from utils.training.precision import LEVELS
 
 TESTS = Path(__file__).resolve().parents[1]
 TREE, MIX, START = " ".join(map(str, FOLDER)), "--mixup_alpha 1 --cutmix_alpha 1", "--pretrained_dir start"
-TAUGHT = "--teacher start --distillation soft --precision fp32"
+DISTILLED = "--teacher start --distillation soft --precision fp32"
 FC1, BICUBIC = "blocks.0.mlp.fc1", InterpolationMode.BICUBIC
 
 
@@ -63,8 +63,8 @@ READ = {
 
 
 def read(o, where: str):
-    """rate@N: of update N. group:PARAMETER/KEY: of the optimizer. train:STEP/NAME, eval:STEP/NAME: of a step of a transform. Else
-    a function of READ, or an attribute."""
+    """Read a value of the objects `o`. rate@N: the learning rate of update N. group:PARAMETER/KEY: of the optimizer.
+    train:STEP/NAME, eval:STEP/NAME: of a step of a transform. Anything else: a function of READ, or an attribute."""
     kind, _, rest = where.replace("@", ":").partition(":")
     if kind == "rate":
         return o.trainer.settings.schedule(int(rest))
@@ -78,7 +78,7 @@ def read(o, where: str):
     return READ[where](o) if where in READ else attrgetter(where)(o)
 
 
-# Flags; where they land with which value; what is typed with and without them.
+# (flags, {where to read: expected value}, flags that are set in both runs: with and without the first).
 ROWS = [
     ("--optimizer sgd --momentum 0.5", {"optimizer": "SGD", "group:head.weight/momentum": 0.5}, ""),
     ("--optimizer adam", {"optimizer": "Adam"}, ""),
@@ -113,10 +113,10 @@ ROWS = [
     ("--distillation hard --teacher start --distillation_alpha 0.25", {
         "trainer.criterion.distillation": "hard", "trainer.criterion.alpha": 0.25, "model.distilling": True}, ""),
     ("--distillation soft", {"trainer.criterion.distillation": "soft"}, "--teacher start --distillation hard"),
-    ("--distillation_temperature 3", {"trainer.criterion.temperature": 3}, TAUGHT),
-    ("--teacher other", {"teacher": lambda: answers(lambda images: load_model("other/best.pt")(images / 127.5 - 1))}, TAUGHT),
+    ("--distillation_temperature 3", {"trainer.criterion.temperature": 3}, DISTILLED),
+    ("--teacher other", {"teacher": lambda: answers(lambda images: load_model("other/best.pt")(images / 127.5 - 1))}, DISTILLED),
     ("--teacher turned", {"teacher": lambda: answers(lambda images: load_model("turned/best.pt")(images / 127.5 - 1).flip(1))},
-     TAUGHT),                                                                              # its classes in another order
+     DISTILLED),                                                                            # its classes in another order
     ("--attention_edits edits --attention_loss_weight 20 --sigmoid_attention 1", {
         "edits": ([3, 9], True), "edits of an epoch": 2, "trainer.criterion.attention.weight": 20,
         "model.sigmoid_layers": (1,)}, START),
@@ -132,7 +132,7 @@ ROWS = [
                        "PILToTensor", "RandomErasing"],
       "train:RandomResizedCrop/scale": (0.5, 1), "train:RandomRotation/degrees": [-20, 20], "train:RandAugment/num_ops": 3,
       "train:ColorJitter/saturation": (0.75, 1.25), "train:RandAugment/magnitude": 4, "train:RandomErasing/p": 0.25}, TREE),
-    ("--augmentation crop_flip", {"augmentation": ["RandomResizedCrop", "PILToTensor"]}, ""),      # mirrored digits are others
+    ("--augmentation crop_flip", {"augmentation": ["RandomResizedCrop", "PILToTensor"]}, ""),      # no mirrored digits
     ("--augmentation pad --crop_padding 2", {"train:RandomCrop/padding": [2, 2, 2, 2]}, ""),
     ("--interpolation bicubic", {"train:Resize/interpolation": BICUBIC, "eval:Resize/interpolation": BICUBIC}, ""),
     ("--eval_crop 0.5 --eval_batch_size 100", {"eval:ResizeToCover/size": (16, 16), "batches": [100, 100]}, ""),
@@ -158,22 +158,22 @@ ROWS = [
       "model.config.mean": (0.25,), "model.config.std": (0.25,), "model.config.channel_std": (0.125, 0.25, 0.375)}, ""),
     ("--test once --eval_every 30 --save_every 40", {"due": [30, 40, 60, 80, 90, 100], "data.evaluated_before.name": "val"}, ""),
 ]
-# Flags that change nothing of what is learnt, or that need a run to be seen: the test that shows that they act.
+# Flags that do not change the result of training, or whose effect needs a run: the test that shows their effect.
 ELSEWHERE = {
     "build/test_flags.py::test_every_recipe_becomes_objects": ["recipe"],
-    "build/test_find.py::test_train_hands_device_and_timeout_to_the_process_group": ["device", "rank_timeout"],
+    "build/test_find.py::test_train_passes_device_and_timeout_to_the_process_group": ["device", "rank_timeout"],
     "system/test_train.py::test_where_and_how_often_a_run_writes": ["name", "output_dir", "log_dir", "keep_checkpoints"],
     "system/test_train.py::test_eval_only_repeats_the_evaluation_and_writes_nothing": ["eval_only"],
     "system/test_train.py::test_an_image_and_its_mirror_image_are_evaluated_together": ["tta"],
-    "system/test_train.py::test_every_image_by_its_class": ["eval_train", "confusion_matrix"],
-    "system/test_train.py::test_unreadable_images": ["max_bad_images"],
+    "system/test_train.py::test_tables_by_class_and_the_training_accuracy_are_written": ["eval_train", "confusion_matrix"],
+    "system/test_train.py::test_unreadable_images_stop_the_run_or_are_skipped": ["max_bad_images"],
     "system/test_train.py::test_a_compiled_run_learns_the_same": ["compile"],
     "system/test_train.py::test_profile_writes_a_trace": ["profile"],
-    "system/test_train.py::test_wandb": ["wandb"],
+    "system/test_train.py::test_wandb_gets_the_metrics_and_its_key_reaches_no_file": ["wandb"],
     "system/test_resuming.py::test_a_finished_run_trains_nothing_and_reports_its_result_again": ["resume_path"],
     "system/test_resuming.py::test_what_override_lets_change": ["override"],
 }
-# Where a recipe's values land.
+# Where the values of a recipe are read.
 LANDS = {"weight_decay": "group:head.weight/weight_decay", "train_batch_size": "trainer.settings.batch_size",
          "max_grad_norm": "trainer.settings.max_grad_norm", "label_smoothing": "trainer.criterion.label_smoothing",
          "mixup_alpha": "trainer.criterion.mixer.mixup_alpha", "random_erasing": "train:RandomErasing/p",
@@ -183,7 +183,7 @@ LANDS = {"weight_decay": "group:head.weight/weight_decay", "train_batch_size": "
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Data, a checkpoint to start from, another one as a teacher, and edits."""
+    """Make data, a checkpoint to start from, another one as a teacher, and edits. Return the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("home"))
         make_tree(Path("tree"), images=10)
@@ -204,19 +204,19 @@ def home(tmp_path_factory):
         return Path.cwd()
 
 
-@pytest.mark.parametrize(("words", "lands", "beside"), ROWS, ids=[row[0].replace("--", "")[:60] for row in ROWS])
-def test_a_flag_lands_where_it_acts(home, monkeypatch, words, lands, beside):
+@pytest.mark.parametrize(("words", "values", "others"), ROWS, ids=[row[0].replace("--", "")[:60] for row in ROWS])
+def test_a_flag_sets_its_value_in_the_objects(home, monkeypatch, words, values, others):
     monkeypatch.chdir(home)
-    objects = [build_objects(*text.split()) for text in (f"{beside} {words}", beside)]
-    for where, expected in lands.items():
+    objects = [build_objects(*text.split()) for text in (f"{others} {words}", others)]
+    for where, expected in values.items():
         value, expected = read(objects[0], where), expected() if callable(expected) else expected
         rounds = isinstance(expected, float) or (isinstance(expected, list) and isinstance(expected[0], float))
         assert value == (pytest.approx(expected, rel=1e-4) if rounds else expected), where
-        with contextlib.suppress(AttributeError, KeyError, TypeError, StopIteration):          # there is none without the flag
+        with contextlib.suppress(AttributeError, KeyError, TypeError, StopIteration):          # without the flag it may not exist
             assert read(objects[1], where) != value, f"{where} is the same without the flag"
 
 
-def test_somebody_has_decided_where_each_flag_is_tested():
+def test_each_flag_has_a_test():
     here = set(re.findall(r"--(\w+)", " ".join(row[0] for row in ROWS)))
     assert sorted([*here, *(flag for flags in ELSEWHERE.values() for flag in flags)]) == sorted(FLAGS)
     for file, test in (name.split("::") for name in ELSEWHERE):

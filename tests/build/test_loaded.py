@@ -1,4 +1,4 @@
-"""models.load_model: what a user's program opens."""
+"""models.load_model in a user's program."""
 
 import copy
 
@@ -38,7 +38,7 @@ def test_a_loaded_model_can_be_compiled_and_copied_and_still_predicts(tmp_path):
     assert compiled.predict(tmp_path / "a.png") == copy.deepcopy(model).predict(tmp_path / "a.png") == expected
 
 
-def test_what_is_no_run_takes_what_it_does_not_tell_and_a_headless_one_predicts_nothing(tmp_path):
+def test_a_file_of_another_program_takes_settings_and_needs_a_head_to_predict(tmp_path):
     models.save_npz(open_model(None).model, tmp_path / "x.npz")
     model = load_model(tmp_path / "x.npz", img_size=16, eval_crop=0.875)
     assert model.img_size == (16, 16) and model.predictor.classes[25] == "class 25"

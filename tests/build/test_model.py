@@ -1,4 +1,4 @@
-"""The model of a configuration: from nothing, from a file, from a checkpoint."""
+"""The model of a configuration: with random weights, from a file, from a checkpoint."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ def test_the_seed_fixes_initial_weights():
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_precision_sets_what_float32_products_may_round():
+def test_precision_sets_the_rounding_of_float32_products():
     for precision, matmul in (("tf32", "high"), ("fp32", "highest")):
         build_objects("--precision", precision)
         assert torch.get_float32_matmul_precision() == matmul
 
 
-def test_a_start_is_closed_when_it_has_been_read(tmp_path, monkeypatch):
+def test_a_start_file_is_closed_after_it_has_been_read(tmp_path, monkeypatch):
     closed = []
     write_checkpoint(tmp_path / "best.pt")
     monkeypatch.setattr(OpenedCheckpoint, "close", lambda start: closed.append(start))
@@ -33,8 +33,8 @@ def test_a_start_is_closed_when_it_has_been_read(tmp_path, monkeypatch):
     assert closed == [objects.found.start] and objects.model.load_report.classes == list("0123456789")
 
 
-def test_images_that_were_prepared_too_small_are_a_warning(capsys):
-    """The model's are of 8 px."""
+def test_images_prepared_too_small_cause_a_warning(capsys):
+    """The model's image size is 8 px."""
     objects = build_objects()
     for prepared in (7, 8):
         splits = dataclasses.replace(objects.found.splits, prepared=prepared)
@@ -44,7 +44,7 @@ def test_images_that_were_prepared_too_small_are_a_warning(capsys):
     assert "less than the model's 8x8 px" in printed and "prepared, the shorter side 8 px at most" in printed
 
 
-def test_a_file_of_no_row_is_called_by_its_sizes():
+def test_a_model_without_a_row_is_named_by_its_sizes():
     flags = {"pretrained_dir": "w.pth", "num_heads": 2, "dataset": "folder"}
     sizes = {"patch_size": 4, "hidden_size": 40, "mlp_dim": 80, "num_layers": 1}
     for row, words in (({"model_type": "ViT-B_16", **sizes}, "ViT (width 40, 1 block, patch 4)"),
@@ -56,14 +56,14 @@ def test_a_file_of_no_row_is_called_by_its_sizes():
         assert described.startswith(words) and ("B_16" in described) is False
 
 
-def test_the_first_outputs_of_a_head_without_names_are_told():
+def test_the_assumed_classes_of_a_head_without_names_are_printed():
     assert describe_outputs(list(map(str, range(5, 17)))) == (
         "classes: the head does not name them; its outputs 0, 1, 2, ... are taken to be 5, 6, 7, ...")
 
 
 @pytest.mark.parametrize(("eval_only", "value"), [(True, 3), (False, 2)])
 def test_a_resumed_model_has_the_checkpoints_weights(tmp_path, eval_only, value):
-    """For --eval_only their average, where there is one."""
+    """With --eval_only the averaged weights, if there are any."""
     objects = write_checkpoint(tmp_path / "best.pt")
     saved = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE)
     weights, average = ({name: torch.full_like(each, number) for name, each in saved.state.model.items()} for number in (2, 3))
@@ -81,8 +81,8 @@ def test_a_resumed_model_whose_weights_are_not_finite_is_refused(tmp_path, eval_
         build.build_model(objects.config.replace(eval_only=eval_only), objects.found, saved, ALONE)
 
 
-def test_a_start_of_another_program_computes_as_it_does_from_then_on(tmp_path):
-    """In the run, in its checkpoint, and in a run that starts from that."""
+def test_settings_of_a_start_of_another_program_are_kept(tmp_path):
+    """In the run, in its checkpoint, and in a run that starts from that checkpoint."""
     state = create_model("ViT-Nano_2", 3, hidden_size=16, mlp_dim=32, num_heads=2, num_layers=1).state_dict()
     torch.save(renamed(state, "torchvision"), tmp_path / "x.pth")
     first = write_checkpoint(tmp_path / "best.pt", "--pretrained_dir", tmp_path / "x.pth").model
@@ -92,7 +92,7 @@ def test_a_start_of_another_program_computes_as_it_does_from_then_on(tmp_path):
     assert torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)
 
 
-def test_a_licence_that_is_not_free_is_said():
+def test_a_restrictive_license_is_printed():
     for license in ("", "apache-2.0", "Apache-2.0", "mit", "bsd-3-clause"):
         assert describe_license(license, "checkpoint/deit/x.pth") == ""
     assert describe_license("dinov3-license", "x/timm/vit_small_patch16_dinov3.lvd1689m/model.safetensors") == (

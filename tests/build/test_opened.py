@@ -1,4 +1,4 @@
-"""The one way to open a trained model."""
+"""open_model, which opens every kind of trained model."""
 
 import json
 import string
@@ -19,8 +19,8 @@ from utils.config import ConfigError, before, choose, resolve
 from utils.data.reading import AS_STORED, FIND, Reading
 
 
-def test_what_can_be_opened(tmp_path):
-    """A run with its own view of images, a file of other origin with what is typed, and the embedded model."""
+def test_runs_files_and_the_embedded_model_are_opened(tmp_path):
+    """A run with its preprocessing, a file of another program with given settings, and the embedded model."""
     write_checkpoint(tmp_path / "r/best.pt", "--eval_crop", 0.5, "--in_channels", 1)
     for opened in (open_model(tmp_path / "r"), open_model(tmp_path / "r/best.pt")):
         assert opened.classes == tuple("0123456789")
@@ -36,16 +36,16 @@ def test_what_can_be_opened(tmp_path):
     assert embedded.classes == tuple(string.ascii_uppercase) and embedded.settings["dataset"] == "digits"
 
 
-def test_how_images_are_read_for_a_model(tmp_path):
-    """As its run read them; for a model of no run, as the images themselves say."""
+def test_images_are_read_as_by_the_run_of_the_model(tmp_path):
+    """For a model that is not a run, as the images require."""
     made = write_checkpoint(tmp_path / "r/best.pt")
     assert open_model(tmp_path / "r").reading == made.found.splits.reading == Reading("follow")
     state = torch.load(tmp_path / "r/best.pt", weights_only=True)["config"]
-    assert Reading.of(state) == Reading("follow"), "a checkpoint keeps it"
+    assert Reading.of(state) == Reading("follow"), "a checkpoint stores it"
     assert open_model(None).reading == FIND and Reading.of(before()) == AS_STORED
 
 
-def test_what_cannot_be_opened_names_what_to_type(tmp_path):
+def test_errors_name_the_flag_to_add_or_omit(tmp_path):
     write_checkpoint(tmp_path / "r/best.pt")
     save_npz(open_model(None).model, tmp_path / "other.npz")
     save_plain(create_model(architecture(4, 40, 80, 2, 1, img_size=8), 3), tmp_path / "other.pth")
@@ -59,8 +59,8 @@ def test_what_cannot_be_opened_names_what_to_type(tmp_path):
             open_model(what, img_size=16)
 
 
-def test_what_a_head_reads_can_be_typed_where_its_file_does_not_say(tmp_path):
-    """The arrays of timm's DINOv3 fit a head over the cls token and one over the mean."""
+def test_classifier_is_required_where_the_file_does_not_determine_it(tmp_path):
+    """The arrays of timm's DINOv3 fit a head on the cls token and one on the mean."""
     torch.save(create_model("DINOv3-S_16", 3, 32, num_layers=1).state_dict(), tmp_path / "x.pth")
     with pytest.raises(ConfigError, match=r"does not say whether its head reads the cls token or the mean .* Add --classifier"):
         open_model(tmp_path / "x.pth", num_heads=6, img_size=32)
@@ -70,7 +70,7 @@ def test_what_a_head_reads_can_be_typed_where_its_file_does_not_say(tmp_path):
 
 
 def other_file(path, size: int = 8, **names):
-    """Of a model of three classes that no program of ours trained, with a folder's config.json where `names` are given."""
+    """Write a file of another program with three classes, and a config.json next to it if `names` are given. Return the model."""
     model = create_model(architecture(2, 40, 80, 2, 1, img_size=size), 3)
     torch.nn.init.normal_(model.head.weight)
     save_plain(model, path)
@@ -82,7 +82,7 @@ def other_file(path, size: int = 8, **names):
 
 
 def test_a_file_of_another_program_needs_no_model_type(tmp_path):
-    """Its sizes, image size, classes and view are its own; what nothing tells can be typed."""
+    """Sizes, image size, classes and preprocessing come from the file and its config.json. Flags set what these lack."""
     (tmp_path / "hub").mkdir()
     model = other_file(tmp_path / "hub/model.safetensors", 12, classes=["ant", "bee", "cat"])
     opened = open_model(tmp_path / "hub")
@@ -98,8 +98,8 @@ def test_a_file_of_another_program_needs_no_model_type(tmp_path):
     assert not open_model(tmp_path / "y.pth", num_heads=2).has_head and opened.has_head
 
 
-def test_a_view_that_no_flag_can_say_is_named(tmp_path, capsys):
-    """Unless the flag is typed; a teacher sees what its student sees."""
+def test_preprocessing_that_no_flag_can_express_causes_a_warning(tmp_path, capsys):
+    """Not if the flag is set, and not for a teacher, which gets the images of its student."""
     other_file(tmp_path / "model.safetensors", classes=["a", "b", "c"])
     said = json.loads((tmp_path / "config.json").read_text())
     said["pretrained_cfg"]["crop_mode"] = "border"
@@ -113,7 +113,8 @@ def test_a_view_that_no_flag_can_say_is_named(tmp_path, capsys):
 
 @pytest.mark.reference
 def test_a_folder_of_transformers_sees_images_as_its_processor(tmp_path):
-    """To one step of 256, by which Pillow and torchvision round otherwise: cropped, squeezed, and of pixels of another scale."""
+    """Up to one of 256 levels, since Pillow and torchvision round differently. With a crop, squeezed, and with another scale of
+    pixels."""
     transformers = pytest.importorskip("transformers")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).resize((140, 100))
     model = transformers.ViTForImageClassification(transformers.ViTConfig(
@@ -130,7 +131,7 @@ def test_a_folder_of_transformers_sees_images_as_its_processor(tmp_path):
         assert (difference * std * 255).abs().max() < 1.01, said
 
 
-def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
+def test_a_published_name_selects_the_row_that_shapes_leave_open(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"deit/deit_small_patch16_224": "DeiT-", "mae/mae_pretrain_vit_base": "MAE-", "imagenet21k/ViT-B_16": "ViT-B_16",
              "vit_base_patch32_clip_quickgelu_224.laion400m_e32": "CLIP-B_32", "facebook/dinov2-small": "DINOv2-S_14",
@@ -139,7 +140,7 @@ def test_a_published_name_tells_what_the_shapes_do_not(tmp_path, monkeypatch):
 
 
 def test_a_published_file_sees_images_as_its_publisher_does(tmp_path):
-    """Unless something else is typed; a file of the same name in another folder does not."""
+    """Unless a flag is set. A file with the same name in another folder does not."""
     for name, view in (("deit/deit_tiny_patch16_224-a1311bcf.pth", ("bicubic", 0.875)), ("sam/ViT-B_16.pth", ("bilinear", 0.0)),
                        ("mine/deit_tiny_patch16_224-a1311bcf.pth", ("bilinear", 0.0))):
         (tmp_path / name).parent.mkdir()
@@ -151,7 +152,7 @@ def test_a_published_file_sees_images_as_its_publisher_does(tmp_path):
 
 
 def test_a_model_sees_images_as_its_row_says(tmp_path, monkeypatch):
-    """Unless its file or what is typed says otherwise; --mean and --std are for weights of which nothing says."""
+    """Unless its file or a flag says otherwise. --mean and --std are for weights whose file does not contain them."""
     monkeypatch.setitem(MODELS, "Mine", architecture(2, 40, 80, 2, 1, img_size=8, interpolation="bicubic", eval_crop=0.9))
     other_file(tmp_path / "w.pth")
     opened = open_model(tmp_path / "w.pth", model_type="Mine", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
@@ -161,7 +162,7 @@ def test_a_model_sees_images_as_its_row_says(tmp_path, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_flag(tmp_path):
-    """Before that the head is unknown, has other classes, or arrays are missing."""
+    """Before an unknown head, other classes or missing arrays."""
     weights = create_model("ViT-Nano_2", 3).state_dict()
     whole = tmp_path / "whole.pth"
     torch.save(weights | {"my_head.weight": torch.ones(3, 64)}, whole)

@@ -1,4 +1,4 @@
-"""What a run is judged by while it trains."""
+"""The facts by which warnings of a training run are decided."""
 
 import math
 
@@ -11,8 +11,8 @@ from utils.build.run import plan_of
 @pytest.mark.parametrize(("flags", "guess"), [
     ([], math.log(10)), (["--label_smoothing", 0.1], math.log(10)), (["--class_weights", "balanced"], math.log(10)),
     (["--test", "once"], math.log(10))], ids=str)
-def test_a_run_on_digits_is_judged_by_their_classes(flags, guess):
-    """Of 1,097 images some digits have a few more than others."""
+def test_the_loss_of_a_guess_follows_from_the_classes(flags, guess):
+    """In the 1,097 images some digits are a little more frequent than others."""
     objects = build_objects(*flags)
     plan = plan_of(objects.config, objects.data, objects.trainer.criterion)
     assert plan.guess_loss == pytest.approx(guess, abs=2e-3) and plan.classes == tuple("0123456789")

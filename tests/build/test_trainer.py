@@ -1,4 +1,4 @@
-"""The trainer of a resumed run, and which weights decide attention."""
+"""The trainer of a resumed run, and which weights attention depends on."""
 
 import dataclasses
 import types
@@ -15,7 +15,7 @@ from utils.training import optimizer as optim
 
 
 def test_a_resumed_trainer_has_the_state_of_the_checkpoint(tmp_path):
-    """And releases it: a second copy of optimizer and weights would stay for the whole run."""
+    """The state is released: otherwise a second copy of optimizer and weights would stay in memory for the whole run."""
     objects = build_objects("--optimizer", "sgd", "--ema_decay", 0.5, "--fp16", "--fp16_opt_level", "O1")
     write_checkpoint(tmp_path / "best.pt")
     state = build.saved_run({"resume_path": str(tmp_path), "eval_only": True}, ALONE).state
@@ -39,8 +39,8 @@ def saved_state(config, optimizer) -> types.SimpleNamespace:
 
 @pytest.mark.parametrize("flags", [
     ["--head_learning_rate", 2e-3], ["--head_learning_rate", 5e-4, "--layer_decay", 0.5], ["--head_learning_rate", 1e-3]])
-def test_another_learning_rate_on_resume_meets_the_heads(capsys, flags):
-    """Begun at 1e-3 and resumed at 2e-3, by this version and by one whose groups were told apart by numbers alone."""
+def test_a_new_learning_rate_on_resume_may_equal_that_of_the_head(capsys, flags):
+    """Started at 1e-3 and resumed at 2e-3, for this version and one that distinguished groups only by their numbers."""
     objects = build_objects("--optimizer", "adamw", "--learning_rate", 1e-3, *flags)
     named = dict(objects.model.named_parameters())
     resumed = objects.config.replace(learning_rate=2e-3)
@@ -56,17 +56,17 @@ def test_another_learning_rate_on_resume_meets_the_heads(capsys, flags):
     assert "changed:" not in capsys.readouterr().out
 
 
-def test_a_run_that_is_resumed_in_float16_says_what_becomes_of_eps(capsys):
+def test_a_change_of_eps_is_printed_when_a_run_is_resumed_in_float16(capsys):
     objects, half = (build_objects("--optimizer", "adamw", "--precision", *precision)
                      for precision in (["fp32"], ["fp16", "--fp16_opt_level", "O3"]))
     state = saved_state(objects.config, objects.trainer.optimizer)
-    state.updates = 0                                    # before its first update an optimizer keeps nothing
+    state.updates = 0                                    # before its first update an optimizer has no state
     trainer = build.build_trainer(half.config, state, ALONE, half.built, half.data)
     assert trainer.optimizer.param_groups[0]["eps"] == 1e-4
     assert capsys.readouterr().out.count("changed: the optimizer's eps is 0.0001 (was 1e-08)") == 1
 
 
-def test_what_the_attention_of_the_last_sigmoid_layer_depends_on():
+def test_which_weights_the_attention_of_the_last_sigmoid_layer_depends_on():
     model = create_model("ViT-Nano_2", sigmoid_attention="2")
     deciding = [name for name, _ in model.named_parameters() if decides_attention(model, name)]
     last = [name for name in deciding if name.startswith("blocks.1.")]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and never accepted when a single bit is wrong."""
+"""Checkpoints are written completely or not at all, and refused if a single bit is wrong."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def sealed(path, content):
 
 
 def error_of(path) -> str:
-    """Both readers refuse the file, in the same line, which names it."""
+    """Assert that both readers refuse the file with the same line, which names it. Return the line."""
     lines = set()
     for reader in (open_run_checkpoint, load_state):
         with pytest.raises(CheckpointError) as caught:
@@ -70,7 +70,7 @@ def error_of(path) -> str:
 # ------------------------------------------------------------------------------------------------- round trip
 
 
-def test_what_is_saved_is_loaded(saved):
+def test_a_saved_state_is_loaded(saved):
     loaded, expected = vars(load_state(saved)), vars(state())
     for weights in ("model", "ema"):
         assert torch.equal(loaded.pop(weights)["weight"], expected.pop(weights)["weight"])
@@ -85,12 +85,12 @@ def test_the_file_is_an_ordinary_archive(saved):
     with zipfile.ZipFile(saved) as archive:
         assert archive.comment == b"sha256:" + hashlib.sha256(saved.read_bytes()[:-71]).hexdigest().encode()
         assert all(info.CRC == 0 and info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-    assert torch.serialization.get_crc32_options()   # for others
+    assert torch.serialization.get_crc32_options()   # unchanged for other files
     assert torch.load(saved, weights_only=True)["step"] == 3
 
 
-def test_every_kind_of_number_that_a_run_holds(tmp_path, monkeypatch):
-    """As AdamW and the precisions of weights keep them; written in pieces."""
+def test_every_type_of_number_in_a_run_is_saved(tmp_path, monkeypatch):
+    """Those of AdamW's state and of all precisions, written in pieces."""
     monkeypatch.setattr(checkpoint, "CHUNK", 100)
     torch.manual_seed(0)
     model = {"single": torch.randn(3, 4), "half": torch.randn(3, 4).half(), "scalar": torch.tensor(2.5),
@@ -116,12 +116,12 @@ def test_a_file_without_optional_fields_is_read(tmp_path):
     assert (loaded.world_size, loaded.threads, loaded.data, loaded.cached) == (1, 0, "", None)
 
 
-# ----------------------------------------------------------------------------------------------------- hashed once
+# ---------------------------------------------------------------------------------------------------------- hashes
 
 
 @pytest.fixture
 def hashed(monkeypatch) -> Counter:
-    """How often each file was hashed: Path.name -> times"""
+    """Return a Counter of how often each file was hashed, by its name."""
     times, real = Counter(), torch_file.is_sealed
 
     def is_sealed(stream):
@@ -210,7 +210,7 @@ HAND_MADE = {"another format": ({"format": "vit-run-0", "step": 3}, "this versio
 
 
 @pytest.mark.parametrize("case", HAND_MADE)
-def test_other_content_with_a_right_seal_is_refused(tmp_path, case):
+def test_other_content_with_a_correct_hash_is_refused(tmp_path, case):
     content, message = HAND_MADE[case]
     assert message in error_of(sealed(tmp_path / "odd.pt", content))
 
@@ -231,7 +231,7 @@ def test_a_file_in_the_place_of_another_is_refused(tmp_path, figure):
     figure("files renamed or swapped", 3)
 
 
-def test_a_file_that_is_replaced_after_it_was_opened(tmp_path):
+def test_a_file_that_is_replaced_after_it_was_opened_is_refused(tmp_path):
     save(tmp_path / "best.pt", state(step=3))
     opened = open_run_checkpoint(tmp_path / "best.pt")
     save(tmp_path / "best.pt", state(step=6))
@@ -243,7 +243,7 @@ def test_a_file_that_is_replaced_after_it_was_opened(tmp_path):
 
 
 class CrashingFile:
-    """Written without a buffer, each piece in two halves; `here` is called before, between and after."""
+    """A file without a buffer that writes each piece in two halves and calls `here` before, between and after them."""
 
     def __init__(self, path, here):
         self.file, self.here = open(path, "wb", buffering=0), here
@@ -263,7 +263,7 @@ class CrashingFile:
 
 
 def test_a_write_that_fails_in_the_middle_leaves_the_old_file(saved, monkeypatch):
-    """torch's writer continues after an error and has a message of its own for it."""
+    """torch's writer continues after an error and reports it with another message."""
     class Full(CrashingFile):
         left = 700
 
@@ -293,7 +293,7 @@ def test_non_finite_weights_are_reported(dtype):
 
 
 def save_in_a_child(path: Path, content: RunState, crash_at: int) -> None:
-    """The child kills itself at one of the points of a save, counted from 1; 0: at none, it notes how many there are."""
+    """Save in a child that kills itself at point `crash_at` of the save, counted from 1. 0: it writes the number of points."""
     child = os.fork()
     if child == 0:
         passed = 0
@@ -352,7 +352,7 @@ def test_every_crash_point_inside_a_save(tmp_path, name, tries, figure):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Checkpoints of steps 2, 4, 6, and what else may be there."""
+    """Write checkpoints of steps 2, 4, 6 and other files."""
     for step in (4, 2, 6):
         save(step_path(tmp_path, step), state(step=step))
     for name in ("best.pt", ".0123.tmp", "step-9.pt", "xstep-00000010.pt", "log.jsonl"):

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed once, resumed in place or branched off, its log whole."""
+"""The folder of a run: it is used by one process at a time, resumed in place or as a branch, and its log is complete."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def add_checkpoint(folder: Path, step: int, spoilt=False, best=None) -> Path:
 
 
 def make_run(output: Path, name="r", steps=(4, 8)) -> Path:
-    """A run that has ended: events of every step, a checkpoint at some of them"""
+    """Write a finished run with events of every step and checkpoints of some. Return its folder."""
     folder = output / name
     folder.mkdir(parents=True)
     write_log(folder, [{"event": "start", "step": 0}] + [{"event": "train", "step": step} for step in range(1, max(steps) + 1)])
@@ -125,7 +125,7 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(output):
     with AnotherProcess(lambda: create(str(output), "r", "digits")) as other:
         message = error_of(InUseError, create, str(output), "r", "digits")
         assert f"in use by process {other.pid} on {platform.node()}. Wait for it, stop it, or choose another --name." in message
-        assert create(str(output), None, "r") == output / "r-2"              # an unnamed run takes the next
+        assert create(str(output), None, "r") == output / "r-2"              # an unnamed run gets the next number
     assert create(str(output), "r", "digits") == output / "r"                # killed: no lock is left behind
 
 
@@ -136,7 +136,7 @@ def test_resuming_a_run_in_use_is_refused(output):
         for check in ((resume, newest), (run_folder.check_free, str(output), "one"),
                       (run_folder.check_resume, newest, None, None)):
             assert f"in use by process {other.pid} on" in error_of(InUseError, *check)
-        run_folder.check_resume(newest, None, "branch")                      # its checkpoints may be read
+        run_folder.check_resume(newest, None, "branch")                      # reading its checkpoints is allowed
         assert "already holds a run" in error_of(FolderError, run_folder.check_resume, newest, None, "two")
     run_folder.check_resume(newest, None, None)
     assert "already holds a run" in error_of(FolderError, run_folder.check_free, str(output), "one")
@@ -156,7 +156,7 @@ def test_of_two_that_start_at_once_one_wins(output, tries, figure):
             results.put("won")
         except InUseError as error:
             results.put(str(error))
-        barrier.wait(20)                           # the winner lives until the other has its answer
+        barrier.wait(20)                           # the winner runs until the other has its result
 
     for number in range(count):
         resumed = number % 2 == 1
@@ -200,8 +200,8 @@ def test_a_file_system_without_locks_is_reported(output, monkeypatch):
     assert "No locks available" in message and "--output_dir" in message and "in use" not in message
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next_alone(output):
-    """Not by one that is refused: the other may be writing it."""
+def test_temporary_files_of_a_killed_process_are_deleted_by_the_next_run(output):
+    """A refused run does not delete them: the other process may be writing them."""
     folder = make_run(output)
     with AnotherProcess(lambda: resume(folder / "step-00000008.pt")):
         for name in (".1.tmp", ".2.tmp"):
@@ -216,7 +216,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_alone(output):
 
 
 @pytest.mark.parametrize("start", ["create", "resume", "branch", "config"])
-def test_a_full_disk_at_the_start_is_one_line_of_code_3(output, monkeypatch, start):
+def test_a_full_disk_at_the_start_is_reported(output, monkeypatch, start):
     folder = make_run(output)
     before = contents(folder)
 
@@ -241,12 +241,12 @@ def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path):
 
 
 def found_in(*arguments) -> tuple[Path, list[Path]]:
-    """-> (the checkpoint, the newer files that were skipped)"""
+    """Return (the checkpoint, the newer files that were skipped)."""
     found = find_run_checkpoint(*map(str, arguments))
     return found.path, list(found.skipped)
 
 
-def test_find_checkpoint(output):
+def test_the_newest_intact_checkpoint_is_found(output):
     folder = make_run(output)
     assert found_in(folder) == (folder / "step-00000008.pt", [])
     assert found_in(folder / "step-00000004.pt") == (folder / "step-00000004.pt", [])
@@ -280,7 +280,7 @@ def test_auto_resumes_where_there_is_something_to_resume(output, figure):
 
     assert find() is None                                                    # no folder
     (output / "r").mkdir(parents=True)
-    assert find() is None                                                    # a start that left no checkpoint
+    assert find() is None                                                    # a run without a checkpoint yet
     write_log(output / "r", [{"event": "train", "step": 1}])
     (output / "r/.1.tmp").touch()
     assert find() is None
@@ -292,7 +292,7 @@ def test_auto_resumes_where_there_is_something_to_resume(output, figure):
     assert found_in("auto", output, "r") == (output / "r/step-00000004.pt", [spoilt])
     for file in (best, output / "r/step-00000004.pt"):
         file.write_bytes(b"")
-    assert "no intact checkpoint" in error_of(CheckpointError, find)         # there was one: not from scratch
+    assert "no intact checkpoint" in error_of(CheckpointError, find)         # there was one, so it does not start from scratch
     for name in (None, ""):
         assert "RESUME_PATH=auto needs NAME" in error_of(FolderError, find, name)
     figure("states of a folder for RESUME_PATH=auto", 9)
@@ -306,7 +306,7 @@ def test_resume_in_place_trims_the_log(output):
     write_log(folder, [*read_log(folder), {"event": "train", "step": 9}, {"event": "train", "step": 10}])
     with open(folder / "log.jsonl", "a") as stream:
         stream.write('{"event": "tr')
-    for output_dir, name in ((None, None), (None, "r"), (str(output), None), (str(output), "r")):     # its own name: no branch
+    for output_dir, name in ((None, None), (None, "r"), (str(output), None), (str(output), "r")):   # its own name is not a branch
         assert resume(folder / "step-00000008.pt", output_dir, name) == folder
     with open(folder / "log.jsonl", "a") as stream:
         stream.write('{"event": "train", "step": 9}\n')
@@ -324,7 +324,7 @@ def test_branching_off_copies_the_log_up_to_the_step(tmp_path, output, output_di
 
 
 @pytest.mark.parametrize(("step", "kept"), [(2, True), (4, True), (8, False)])
-def test_a_later_best_belongs_to_another_history(output, step, kept):
+def test_a_best_of_a_later_step_is_not_kept(output, step, kept):
     folder = make_run(output, steps=(4,))
     add_checkpoint(output, step, best={"step": step, "accuracy": 0.5}).rename(folder / "best.pt")
     for name in ("branch", None):
@@ -337,7 +337,7 @@ def test_a_later_best_belongs_to_another_history(output, step, kept):
 
 
 def test_a_checkpoint_that_was_moved_needs_a_name(tmp_path, output, monkeypatch):
-    """Beside it there is no config.json: its folder is none of a run."""
+    """Without a config.json next to it, its folder is not a run folder."""
     moved = add_checkpoint(make_run(output), 9).rename(tmp_path / "best.pt")
     for refuse in (resume, lambda file: run_folder.check_resume(file, str(output), None)):
         assert "outside its run folder. Add a NAME (--name)" in error_of(FolderError, refuse, moved)
@@ -368,7 +368,7 @@ def test_damaged_newer_checkpoints_are_renamed(output):
     checkpoint.retain(folder, 1)
     assert [path.name for path in checkpoint.step_files(folder)] == ["step-00000006.pt"]
     add_checkpoint(folder, 8, spoilt=True)
-    assert resume(folder / "step-00000006.pt") == folder         # also where the file is given, and nothing newer was opened
+    assert resume(folder / "step-00000006.pt") == folder         # also if the file is given, so that nothing newer was opened
 
 
 # ---------------------------------------------------------------------------------------------------------- log
@@ -376,7 +376,7 @@ def test_damaged_newer_checkpoints_are_renamed(output):
 
 @pytest.mark.contract("P20", "log.jsonl has every step once and in order after any number of kills")
 def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
-    """A process resumes, logs steps and saves every third; it is killed at any instant, and the next one continues."""
+    """A process resumes, logs steps and saves every third one. It is killed at any instant, and the next process continues."""
     folder, total, chance, kills = make_run(output, steps=(3,)), tries(300, 3000), random.Random(0), 0
 
     def work():
@@ -387,7 +387,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
         log.write({"event": "resume", "step": done})
         for step in range(done + 1, total + 1):
             log.write({"event": "train", "step": step, "loss": 1 / step})
-            time.sleep(0.0005)                        # the whole takes longer than the first wait, however fast the machine
+            time.sleep(0.0005)                        # so that the run takes longer than the first wait on any machine
             if step % 3 == 0:
                 add_checkpoint(folder, step)
                 checkpoint.retain(folder, 2)
@@ -405,7 +405,7 @@ def test_the_log_is_whole_after_any_number_of_kills(output, tries, figure):
             break
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        stuck = checkpoint.step_files(folder)[0] == newest                   # a slow machine is to get somewhere too
+        stuck = checkpoint.step_files(folder)[0] == newest                   # a slow machine must make progress too
         longest = 1.2 * longest if stuck else max(0.12, longest / 1.2)
     events, unreadable = scan_log(folder)
     assert unreadable == 0 and [event["step"] for event in events if event["event"] == "train"] == list(range(1, total + 1))

@@ -1,4 +1,4 @@
-"""Warnings of a run that goes badly: on curves of runs that go well, which must stay silent, and of others."""
+"""Warnings about a run that goes badly. Curves of runs that go well must not cause any."""
 
 import math
 import types
@@ -28,13 +28,13 @@ def evaluation(step: int, accuracy=0.5, loss=1.0, share=0.15, images=200, split=
             "predicted_class": label, "predicted_share": share}
 
 
-def said(plan: Plan, *events: dict) -> list[str]:
+def warnings_of(plan: Plan, *events: dict) -> list[str]:
     health = Health(plan)
     return [line for event in events for line in health.follow(event)]
 
 
 def curve(loss, accuracy=lambda step: 0.1, steps: int = 240, **more) -> list[dict]:
-    """Steps whose loss and accuracy are functions of the step; every fifth is a little better, every seventh worse."""
+    """Return steps with loss and accuracy as functions of the step. Every fifth loss is a little lower, every seventh higher."""
     wobble = lambda step: 1 - 0.01 * (step % 5 == 0) + 0.01 * (step % 7 == 0)        # noqa: E731
     return [train(step, loss(step) * wobble(step), accuracy(step), **more) for step in range(1, steps + 1)]
 
@@ -44,27 +44,27 @@ def curve(loss, accuracy=lambda step: 0.1, steps: int = 240, **more) -> list[dic
 
 @pytest.mark.parametrize(("settings", "loss", "accuracy"), [
     ({}, lambda step: 2.3 * math.exp(-step / 60), lambda step: min(0.99, step / 100)),
-    ({}, lambda step: 2.3 if step < 45 else 2.25 - step / 400, lambda step: 0.15),                  # late
-    ({}, lambda step: 2.26, lambda step: 0.15),                                                     # slowly: 2 % below a guess
+    ({}, lambda step: 2.3 if step < 45 else 2.25 - step / 400, lambda step: 0.15),                  # learns late
+    ({}, lambda step: 2.26, lambda step: 0.15),                                                 # learns slowly: 2 % below a guess
     (MIXED, lambda step: 2.29 - step / 4000, lambda step: 0.2 + step / 1000),                       # far from a loss of 0
     ({"classes": "ab", "share": 0.5, "guess": math.log(2), **MIXED}, lambda step: 0.69, lambda step: 0.60),
-    ({"classes": "ab", "share": 0.95, "guess": 0.1985}, lambda step: 0.15, lambda step: 0.95),      # as most are of one class
-    ({"guess": None}, lambda step: 3.0, lambda step: 0.2),                                          # a teacher's part in the loss
+    ({"classes": "ab", "share": 0.95, "guess": 0.1985}, lambda step: 0.15, lambda step: 0.95),      # most images are of one class
+    ({"guess": None}, lambda step: 3.0, lambda step: 0.2),                                         # the loss has a teacher's part
     ({"num_steps": 30, "warmup_steps": 3}, lambda step: 2.3 if step < 10 else 2.1, lambda step: 0.3),
     ({"classes": "a", "share": 1.0, "guess": 0.0}, lambda step: 0.0, lambda step: 1.0),
     ({}, lambda step: 0.01, lambda step: 1.0), ({}, lambda step: math.nan, lambda step: 0.1)])
-def test_a_run_that_learns_is_left_alone(settings, loss, accuracy):
+def test_a_run_that_learns_causes_no_warning(settings, loss, accuracy):
     steps = curve(loss, accuracy, settings.get("num_steps", 240))
-    assert said(plan(**settings), *steps) == []
+    assert warnings_of(plan(**settings), *steps) == []
 
 
-def test_a_loss_of_edited_attention_is_no_part_of_the_judgement():
+def test_the_loss_of_edited_attention_is_subtracted():
     steps = curve(lambda step: 2.0 + 4.0, attention_loss=2.0)
-    assert said(plan(attention_loss_weight=2.0), *steps) == []
-    assert len(said(plan(attention_loss_weight=1.0), *steps)) == 1
+    assert warnings_of(plan(attention_loss_weight=2.0), *steps) == []
+    assert len(warnings_of(plan(attention_loss_weight=1.0), *steps)) == 1
 
 
-# ----------------------------------------------------------------------------------------------------------- runs that do not
+# -------------------------------------------------------------------------------------------------- runs that do not learn
 
 
 @pytest.mark.parametrize(("settings", "loss", "words"), [
@@ -76,20 +76,20 @@ def test_a_loss_of_edited_attention_is_no_part_of_the_judgement():
     (MIXED, 2.3026, "no better than guessing by how frequent the classes are, with 2.303"),
     ({"classes": "ab", "share": 0.9, "guess": 0.325}, 0.325, "with 0.325"),
     ({"guess": None}, 5.0, "the training accuracy is 10.0% (mean of 16 steps), no better than always guessing the largest")])
-def test_a_loss_that_does_not_fall_is_told_once_and_early(settings, loss, words):
+def test_a_loss_that_does_not_fall_is_reported_once_and_early(settings, loss, words):
     made = plan(**settings)
     steps = curve(lambda step: loss, lambda step: settings.get("share", 0.1))
-    line, = said(made, *steps)
+    line, = warnings_of(made, *steps)
     assert line.startswith("warning: at step 64 ") and words in line and made.judged_from == 64
-    assert said(made, *steps[:63]) == []
+    assert warnings_of(made, *steps[:63]) == []
 
 
-def test_a_loss_that_was_high_and_came_down_to_guessing_was_too_fast():
-    line, = said(plan(), *curve(lambda step: 30.0 if step < 20 else 2.31))
+def test_a_high_loss_that_falls_to_guessing_suggests_a_lower_learning_rate():
+    line, = warnings_of(plan(), *curve(lambda step: 30.0 if step < 20 else 2.31))
     assert "a lower --learning_rate" in line
 
 
-def test_a_long_run_is_judged_after_some_hundred_steps_and_a_short_one_after_half():
+def test_warnings_start_after_hundreds_of_steps_or_half_of_a_short_run():
     assert plan(num_steps=10_000, warmup_steps=500).judged_from == 800
     assert plan(num_steps=2000, warmup_steps=0).judged_from == 200
     assert plan(num_steps=30, warmup_steps=10).judged_from == 20
@@ -99,32 +99,32 @@ def test_a_long_run_is_judged_after_some_hundred_steps_and_a_short_one_after_hal
     ({}, 1.0, "200 of the 200 val images are predicted as class 3, one of 10 classes. Try a lower --learning_rate"),
     ({}, 0.99, "198 of the 200 val images"), ({}, 0.9, None),
     ({"classes": ["ant", "bee", "c", "d"], "share": 0.9, "held_out_share": 0.9}, 1.0, "Try --class_weights balanced, or a lower"),
-    ({"classes": "abcd", "share": 0.9, "held_out_share": 0.98}, 1.0, None),                         # there are 4 others
+    ({"classes": "abcd", "share": 0.9, "held_out_share": 0.98}, 1.0, None),                        # 4 images are of other classes
     ({"classes": "abcd", "share": 0.9, "held_out_share": 0.9, "class_weights": "balanced"}, 1.0, "Try a lower --learning_rate")])
-def test_one_class_for_all_images(settings, share, words):
+def test_one_predicted_class_for_all_images_is_reported(settings, share, words):
     learning = curve(lambda step: 1.0, lambda step: 0.6, 100)
-    lines = said(plan(**settings), *learning, *(evaluation(step, 0.1, share=share) for step in (100, 150)))
+    lines = warnings_of(plan(**settings), *learning, *(evaluation(step, 0.1, share=share) for step in (100, 150)))
     assert len(lines) == (words is not None) and (words is None or words in lines[0])
 
 
-def test_evaluations_before_the_run_of_its_beginning_and_of_another_split_say_nothing():
+def test_evaluations_at_the_beginning_and_of_another_split_cause_no_warning():
     others = evaluation(0, share=1.0), evaluation(30, share=1.0), evaluation(100, share=1.0, split="test")
-    assert said(plan(), *others) == [] and len(said(plan(), *others, evaluation(100, share=1.0))) == 1
+    assert warnings_of(plan(), *others) == [] and len(warnings_of(plan(), *others, evaluation(100, share=1.0))) == 1
 
 
 LEARNED = curve(lambda step: 0.01, lambda step: 1.0)
 
 
-@pytest.mark.parametrize(("evaluations", "training", "told"), [
-    ([(0.6, 1.0), (0.6, 1.3)], 1.0, True), ([(0.6, 1.0), (0.6, 1.1)], 1.0, False),                  # hardly risen
-    ([(0.6, 1.0), (0.65, 1.3)], 1.0, False),                                                        # better all the same
+@pytest.mark.parametrize(("evaluations", "training", "warns"), [
+    ([(0.6, 1.0), (0.6, 1.3)], 1.0, True), ([(0.6, 1.0), (0.6, 1.1)], 1.0, False),                  # the loss has hardly risen
+    ([(0.6, 1.0), (0.65, 1.3)], 1.0, False),                                                 # the accuracy is higher all the same
     ([(0.95, 0.1), (0.95, 0.2)], 1.0, False), ([(0.6, 1.0), (0.6, 1.3)], 0.9, False),
     ([(0.6, 1.0)], 1.0, False), ([(0.6, 1.0), (0.6, math.inf)], 1.0, True)])
-def test_images_learned_by_heart(evaluations, training, told):
+def test_memorized_training_images_are_reported(evaluations, training, warns):
     steps = curve(lambda step: 0.01, lambda step: training, 60)
-    lines = said(plan(), *steps, *(evaluation(80 + 20 * number, *values) for number, values in enumerate(evaluations)))
-    assert len(lines) == told
-    if told:
+    lines = warnings_of(plan(), *steps, *(evaluation(80 + 20 * number, *values) for number, values in enumerate(evaluations)))
+    assert len(lines) == warns
+    if warns:
         assert "warning: at step 100 100.0% of the training images are right and 60.0% of 200 val images" in lines[0]
         assert "(step 80)" in lines[0] and "Try mixed images (--mixup_alpha 0.2) or a higher --weight_decay" in lines[0]
 
@@ -132,28 +132,29 @@ def test_images_learned_by_heart(evaluations, training, told):
 @pytest.mark.parametrize(("settings", "words"), [
     ({"augmentation": "none"}, "more varied images (--augmentation crop_flip)"),
     ({"mixup_alpha": 0.2}, "a higher --weight_decay (WEIGHT_DECAY, now 0)")])
-def test_what_helps_against_learning_by_heart(settings, words):
-    """Fewer steps only if more was right before; one image of 200 is no more."""
+def test_remedies_against_memorization_fit_the_settings(settings, words):
+    """Fewer steps are suggested only if the accuracy was higher before. One image of 200 is not higher."""
     for before, steps in ((0.605, ""), (0.61, "fewer steps (--num_steps, NUM_STEPS, now 240) or ")):
-        line, = said(plan(**settings), *LEARNED[:60], evaluation(80, before, 1.0), evaluation(100, 0.6, 1.3))
+        line, = warnings_of(plan(**settings), *LEARNED[:60], evaluation(80, before, 1.0), evaluation(100, 0.6, 1.3))
         assert f"Try {steps}{words}" in line
 
 
-def test_guessing_the_largest_class_is_not_learning_by_heart():
+def test_guessing_the_largest_class_is_not_memorization():
     steps = curve(lambda step: 0.15, lambda step: 0.957, 60)
     evaluations = evaluation(80, 0.6, 1.0), evaluation(100, 0.6, 1.3)
     unbalanced = plan(classes="ab", share=0.953, guess=0.19, held_out_share=0.78)
-    assert said(unbalanced, *steps, *evaluations) == [] and len(said(plan(), *steps, *evaluations)) == 1
+    assert warnings_of(unbalanced, *steps, *evaluations) == [] and len(warnings_of(plan(), *steps, *evaluations)) == 1
 
 
-def test_few_held_out_images_decide_little():
-    """12 of 16 are as good as all within three sampling errors."""
+def test_few_held_out_images_cause_no_warning():
+    """12 of 16 are within three sampling errors of all."""
     few = [evaluation(step, 0.75, loss, images=16) for step, loss in ((80, 1.0), (100, 1.3))]
-    assert said(plan(), *LEARNED[:60], *few) == []
+    assert warnings_of(plan(), *LEARNED[:60], *few) == []
 
 
-def test_a_resumed_run_says_nothing_again():
-    """What the log holds has been said. It has NaN as text, and of an earlier version neither accuracies nor predictions."""
+def test_a_resumed_run_does_not_repeat_warnings():
+    """Events in the log have had their warnings. The log has NaN as text, and logs of earlier versions lack accuracies and
+    predictions."""
     steps = curve(lambda step: 2.3026)
     health = Health(plan())
     health.resume([{"event": "start", "step": 0}, *steps[:100], evaluation(100, share=1.0)])

@@ -1,4 +1,4 @@
-"""log.jsonl: whole lines, at once; what is read of a log with damaged lines."""
+"""log.jsonl: lines are written completely and immediately, and logs with damaged lines can be read."""
 
 import json
 import os
@@ -17,14 +17,14 @@ def event(step: int) -> dict:
 
 
 def steps(folder) -> list[int]:
-    """Of the plain lines of the file"""
+    """Return the steps in the lines of the file."""
     return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 # ----------------------------------------------------------------------------------------------------- appending
 
 
-def test_lines_are_in_the_file_at_once(tmp_path):
+def test_lines_are_in_the_file_immediately(tmp_path):
     warnings = []
     for first in (1, 4):
         log = Log(tmp_path, warnings.append)
@@ -37,7 +37,7 @@ def test_lines_are_in_the_file_at_once(tmp_path):
 
 @pytest.mark.contract("P8", "a full disk costs warnings and not the run or its checkpoints")
 def test_a_full_disk_leaves_no_half_line(tmp_path, tries, figure):
-    """At any byte of a line: what has no room is lost, and one warning comes."""
+    """At any byte of a line: lines that do not fit are lost, with one warning."""
     warnings, chance, count, written = [], random.Random(0), tries(40, 200), []
     log = Log(tmp_path, warnings.append)
     for number in range(count):
@@ -45,7 +45,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, tries, figure):
         with files_no_larger_than(size + chance.randrange(150)):
             for step in range(10 * number + 1, 10 * number + 6):
                 log.write(event(step))
-            written = steps(tmp_path)                              # whole lines, as many as there was room for
+            written = steps(tmp_path)                              # as many whole lines as fit
         log.write(event(10 * number + 6))
         assert steps(tmp_path) == [*written, 10 * number + 6]
     log.close()
@@ -55,12 +55,12 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, tries, figure):
     figure("times without room, at any byte of a line of the log", count)
 
 
-def test_lines_reach_the_disk_when_asked(tmp_path, monkeypatch):
+def test_sync_log_writes_lines_to_the_disk(tmp_path, monkeypatch):
     Log(tmp_path, print).close()
     synced = []
     monkeypatch.setattr(run_log.os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
     sync_log(tmp_path)
-    sync_log(tmp_path / "none")                                     # no log, nothing to do
+    sync_log(tmp_path / "none")                                     # without a log it does nothing
     assert synced == [str(tmp_path / "log.jsonl")]
 
 
@@ -73,17 +73,17 @@ TWO = [{"event": "train", "step": 1}, {"event": "train", "step": 2}]
 @pytest.mark.parametrize(("tail", "unreadable"), [
     ('{"event": "train", "st', 0), ('{"event": "train", "step": 3', 0), ("\0\0\0\0", 0), ('{"a"\n', 1), ("7\n\n[1]\n", 2),
     ('{"event": "eval", "step": 2}\n{"event": 3}\n', 2)])
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail, unreadable):
+def test_a_truncated_last_line_is_skipped(tmp_path, tail, unreadable):
     write_log(tmp_path, TWO)
     with open(tmp_path / "log.jsonl", "a") as stream:
         stream.write(tail)
     assert read_log(tmp_path) == TWO and scan_log(tmp_path) == (TWO, unreadable)
 
 
-def test_a_bad_line_in_the_middle_costs_no_other(tmp_path):
+def test_a_bad_line_in_the_middle_does_not_affect_others(tmp_path):
     lines = [json.dumps(event(step)) for step in range(1, 7)]
     lines[1], lines[3] = lines[1][:9] + "\0" + lines[1][9:], "\xff\xfe"
-    lines += ['{"step": ' + "9" * 5000 + "}", "[" * 100_000]                # beyond what Python reads
+    lines += ['{"step": ' + "9" * 5000 + "}", "[" * 100_000]                # more than Python can read
     (tmp_path / "log.jsonl").write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
     events, unreadable = scan_log(tmp_path)
     assert [each["step"] for each in events] == [1, 3, 5, 6] and unreadable == 4
@@ -96,7 +96,7 @@ def test_curves_report_unreadable_lines(tmp_path):
     assert "spoilt (without 2 unreadable lines of its log)" in views.draw_curves([str(folder)]).get_suptitle()
 
 
-def test_a_missing_log_is_empty_and_writing_leaves_no_scraps(tmp_path):
+def test_a_missing_log_is_empty_and_writing_leaves_no_temporary_files(tmp_path):
     assert read_log(tmp_path) == []
     write_log(tmp_path, [event(1)])
     write_log(tmp_path, [event(2) | {"loss": "nan"}])
@@ -104,7 +104,7 @@ def test_a_missing_log_is_empty_and_writing_leaves_no_scraps(tmp_path):
 
 
 def test_the_events_that_a_resumed_run_keeps(tmp_path):
-    """Each step of training once and in order; of another step or without one: nothing."""
+    """Each training step once and in order. Events of later steps or without a step are dropped."""
     ends = [{"event": "eval", "step": 2, "split": split} for split in ("val", "test")]
     doubled = [*TWO, *ends, *TWO, {"event": "train"}, {"event": "train", "step": "3"}, {"event": "resume", "step": 2}, event(3)]
     write_log(tmp_path, [*doubled, event(4)])

@@ -1,4 +1,4 @@
-"""The events of log.jsonl, and what the writers show of them."""
+"""The events of log.jsonl, and how the writers show them."""
 
 import dataclasses
 import errno
@@ -32,7 +32,7 @@ def events(folder) -> list[dict]:
 
 
 def log_steps(folder, *steps: StepMetrics, tensorboard=None, total=1000, first=0, evaluation=None) -> None:
-    """A session of these steps, then an evaluation of that accuracy."""
+    """Log a session of these steps, then the evaluation."""
     logger = RunLogger(folder, tensorboard, first, total)
     for metrics in steps:
         logger.log_step(metrics)
@@ -69,7 +69,7 @@ def test_events(tmp_path):
 
 @pytest.fixture(autouse=True)
 def one_second_a_session(monkeypatch):
-    """TensorBoard reads event files in the order of their names, which begin with the second."""
+    """Give each session another second: TensorBoard sorts event files by their names, which begin with the second."""
     seconds = itertools.count(1_000_000_000)
     monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(seconds)))
 
@@ -96,8 +96,8 @@ def test_other_ranks_log_nothing(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("total", "lines"), [(4, 4), (30, 30), (100, PLAIN_LINES + 1), (10_000, PLAIN_LINES + 1), (107, 23)])
-def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys, total, lines):
-    """And one on the time that is left after 20 steps of half a second, unless it is less than 10 s."""
+def test_plain_lines_are_printed_without_a_terminal(tmp_path, capsys, total, lines):
+    """And a line with the time left after 20 steps of half a second, unless it is less than 10 s."""
     log_steps(tmp_path, *map(step_metrics, range(1, total + 1)), total=total)
     printed, errors = capsys.readouterr()
     printed = printed.splitlines()
@@ -113,7 +113,7 @@ def test_lines_of_evaluations_and_skipped_updates(tmp_path, capsys):
 
 
 def test_speed_is_a_mean_and_long_waits_are_shown(tmp_path, capsys):
-    """Of the last steps: the first of a session waits for the loader to start. Reports may come late, in their order."""
+    """The mean of the last steps, since the first step of a session waits for the loader to start."""
     log_steps(tmp_path, step_metrics(1, images=150, waited=0.5), step_metrics(2, waited=0.05),
               tensorboard=tmp_path / "tensorboard", total=2)
     assert [line.split(", ", 2)[2] for line in capsys.readouterr().out.splitlines()] == [
@@ -123,8 +123,8 @@ def test_speed_is_a_mean_and_long_waits_are_shown(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("first", [0, 1000])
-def test_the_time_that_is_left(tmp_path, capsys, first):
-    """In one line after 20 steps of this session, then in each: a step takes half a second."""
+def test_the_time_left_is_printed(tmp_path, capsys, first):
+    """In a separate line after 20 steps of this session, then in each line. A step takes half a second."""
     log_steps(tmp_path, *map(step_metrics, range(first + 1, first + 101)), total=first + 200, first=first)
     about, *others = [line for line in capsys.readouterr().out.splitlines() if line.endswith((" left", "a step)"))]
     assert about == "about 1 min 30 s left (0.5 s a step)"
@@ -142,7 +142,7 @@ def test_warnings_of_a_run_that_goes_badly_are_printed_once(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+def test_a_bar_is_shown_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     logger = RunLogger(tmp_path, None, 3, 5)
@@ -202,7 +202,7 @@ def test_tensorboard_draws_an_accuracy_under_its_alias_too(tmp_path):
 
 
 def test_the_attention_loss_is_logged_where_there_is_one(tmp_path, capsys):
-    """A step whose images have no edit has none."""
+    """A step whose images have no edits has no attention loss."""
     steps = [step_metrics(step, attention=attention) for step, attention in enumerate((0.25, None, 0.125), 1)]
     log_steps(tmp_path, *steps, tensorboard=tmp_path / "tensorboard", total=3)
     assert [event.get("attention_loss", "none") for event in events(tmp_path)] == [0.25, "none", 0.125]
@@ -223,20 +223,20 @@ def test_a_resumed_run_has_every_step_once(tmp_path):
     assert [step for step, _ in curves(tmp_path / "tensorboard")["train/loss"]] == [1, 2]
 
 
-# ----------------------------------------------------------------------------------------------------------- trouble
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
 def test_a_full_disk_costs_lines_and_curves(tmp_path, capsys):
-    """TensorBoard's files are written by a thread of its own, whose error comes with the next event."""
+    """TensorBoard writes its files in a thread, whose error is raised with the next event."""
     hook = threading.excepthook
     logger = RunLogger(tmp_path, tmp_path / "tensorboard", 0, 1000)
     logger.log_step(step_metrics(1))
     worker = logger._writers[1]._writer._get_file_writer().event_writer._async_writer._worker
     with files_no_larger_than(10):
-        worker._next_flush_time = 0                    # it else keeps two minutes of events
+        worker._next_flush_time = 0                    # otherwise it buffers two minutes of events
         for step in range(2, 6):
             logger.log_step(step_metrics(step))
-            worker.join(1)                             # of its own error
+            worker.join(1)                             # it ends with its error
         assert not worker.is_alive() and len(logger._writers) == 1
     logger.log_step(step_metrics(6))
     logger.close()

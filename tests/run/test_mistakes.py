@@ -1,4 +1,4 @@
-"""mistakes.csv: what the best model takes for another class."""
+"""mistakes.csv: the images that the best model misclassifies."""
 
 import types
 
@@ -16,7 +16,7 @@ from utils.run.mistakes import worst_first, write_mistakes
 from utils.training.evaluation import EvalMetrics, evaluate
 
 
-def test_they_are_those_of_the_evaluation_the_worst_first(tmp_path):
+def test_mistakes_are_those_of_the_evaluation_with_the_worst_first(tmp_path):
     made = build_objects("--eval_batch_size", "64")
     torch.nn.init.normal_(made.model.head.weight)
     split, classes = made.found.splits.val, made.found.splits.classes
@@ -36,7 +36,7 @@ def test_they_are_those_of_the_evaluation_the_worst_first(tmp_path):
 
 
 @pytest.mark.parametrize("images", [1, 5])
-def test_two_ranks_write_the_table_of_one_also_where_one_has_no_image(tmp_path, images):
+def test_two_ranks_write_the_same_table_as_one_even_if_one_has_no_image(tmp_path, images):
     made = build_objects("--eval_batch_size", "2")
     torch.nn.init.normal_(made.model.head.weight)
     split, classes = Subset(made.found.splits.val, range(images)), made.found.splits.classes

@@ -1,4 +1,4 @@
-"""Which files a run folder has, and that a taken name is refused before PyTorch loads."""
+"""The names of files in a run folder, and the refusal of a taken name before PyTorch loads."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def test_checkpoints_come_newest_first_and_the_best_last(tmp_path):
 
 
 def test_a_taken_name_is_refused_before_pytorch_loads(tmp_path):
-    """By train.py, which train.sh calls before torchrun, and by sweep.py."""
+    """In train.py, which train.sh calls before torchrun, and in sweep.py."""
     (tmp_path / "output/r").mkdir(parents=True)
     (tmp_path / "output/r/step-00000020.pt").touch()
     check_free(str(tmp_path / "output"), "other")

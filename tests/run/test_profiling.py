@@ -1,4 +1,4 @@
-"""The figures of a run's speed against formulas on paper, and the profile of some steps."""
+"""Speed and memory of a run compared with formulas, and the profile of some steps."""
 
 import gzip
 import json
@@ -22,11 +22,11 @@ def step(number: int, rate: float = 100.0, seconds: float = 2.0, wait: float = 0
 # ------------------------------------------------------------------------------------------------------------- pace
 
 
-def test_pace_weighs_steps_by_their_time():
+def test_pace_weights_steps_by_their_time():
     found = pace([step(1, 100.0, 1.0, 0.5), step(2, 10.0, 3.0, 0.0), {"event": "eval"}])
     assert (found.images, found.seconds, found.waiting) == (130.0, 4.0, 0.125) and found.images_per_second == 32.5
     assert str(found) == "32 images/s, 12% waiting for data" and str(Pace(100, 1, 0.04)) == "100 images/s"
-    assert pace([]) is None and pace([{"event": "train", "step": 1, "images_per_second": 9.0}]) is None     # of an older log
+    assert pace([]) is None and pace([{"event": "train", "step": 1, "images_per_second": 9.0}]) is None     # from an older log
 
 
 def test_only_the_last_session_counts_and_not_its_first_steps():
@@ -43,15 +43,15 @@ def test_only_the_last_session_counts_and_not_its_first_steps():
 
 
 def of_vit(tokens: int, width: int, depth: int, classes: int, patch: int, trained: bool = True) -> int:
-    """Multiply-adds times 2: qkv, output and MLP (12 D^2 a token), both products of attention, patches, head. Backward is
-    twice as much, except for patches, whose input needs no gradient."""
+    """Return 2 x multiply-adds of qkv, output and MLP (12 D^2 a token), both products of attention, patches and head. The
+    backward pass costs twice as much, except for patches, whose input needs no gradient."""
     blocks = depth * (2 * tokens * 12 * width ** 2 + 4 * tokens ** 2 * width)
     head, patches = 2 * width * classes, 2 * (tokens - 1) * width * 3 * patch ** 2
     return 3 * (blocks + head) + 2 * patches if trained else blocks + patches + 2 * head
 
 
-@pytest.mark.parametrize("trained", [True, False], ids=["all", "head alone"])
-def test_the_work_of_a_step_is_that_of_the_formula(trained):
+@pytest.mark.parametrize("trained", [True, False], ids=["all", "only head"])
+def test_flops_of_a_step_follow_the_formula(trained):
     model = create_model("ViT-Ti_16", 10, 64, num_layers=2)
     model.requires_grad_(trained)
     model.head.requires_grad_(True)
@@ -60,8 +60,8 @@ def test_the_work_of_a_step_is_that_of_the_formula(trained):
 
 
 @pytest.mark.parametrize("name", ["DeiT-Ti_16-distilled", "CaiT-XXS24", "R-ViT-Ti_16"])
-def test_the_work_of_other_families(name):
-    """More than that of as many plain blocks. A distilled student answers with two heads in training, and both count."""
+def test_flops_of_other_families(name):
+    """More than with as many plain blocks. A distilled student uses two heads in training, and both count."""
     model = create_model(name, 10, 64, num_layers=2)
     found, least = flops_per_image(model, (3, 64, 64)), of_vit(5, 192, 2, 10, 16)
     assert found > least
@@ -70,7 +70,7 @@ def test_the_work_of_other_families(name):
         assert flops_per_image(model, (3, 64, 64)) == found
 
 
-def test_the_model_stays_as_it_was():
+def test_counting_flops_does_not_change_the_model():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 36, 3)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -84,14 +84,14 @@ def test_the_model_stays_as_it_was():
 # ---------------------------------------------------------------------------------------------------------- machine
 
 
-def test_the_rate_of_the_machine_is_that_of_a_product(monkeypatch):
+def test_the_rate_of_the_machine_is_plausible(monkeypatch):
     monkeypatch.setitem(profiling.SIDE, "cpu", 256)
     monkeypatch.setattr(profiling, "CEILING_SECONDS", 0.02)
     assert 1e8 < profiling.matmul_ceiling(CPU, torch.float32) < 1e14
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset")
-def test_peak_memory_counts_what_was_given_back(memory_below):
+def test_peak_memory_counts_freed_memory(memory_below):
     with memory_below(1 << 40):                 # resets the peak
         before = profiling.peak_memory(CPU)
         block = torch.ones(100_000_000)
@@ -109,11 +109,11 @@ GPU, MEMORY = torch.device("cuda"), "peak memory 1,412 MiB"
               "20% of the rate that this GPU reaches in large bf16 matrix products (50 GFLOP/s, measured)"]),
     (GPU, 2, [f"2,500 images/s; 1.2% of the time waiting for data; {MEMORY} a process",
               "10% of the rate that these 2 GPUs reach in large bf16 matrix products (100 GFLOP/s, measured)"])])
-def test_the_machine_s_limit_is_named_on_gpus(monkeypatch, device, processes, lines):
-    """On a CPU it means nothing: it depends on what else runs there."""
+def test_the_limit_of_the_machine_is_printed_on_gpus_only(monkeypatch, device, processes, lines):
+    """On a CPU it would mean nothing, because it depends on the other programs that run there."""
     monkeypatch.setattr(profiling, "matmul_ceiling", lambda *_: 50e9)
     monkeypatch.setattr(profiling, "peak_memory", lambda _: 1412 * 2 ** 20)
-    model = nn.Linear(1000, 1000, bias=False)                     # 4 million a step: its input needs no gradient
+    model = nn.Linear(1000, 1000, bias=False)                     # 4 MFLOP an image: its input needs no gradient
     events = [{"event": "start"}, *(step(number, 2500.0, 4.0, 0.012) for number in range(1, 20))]
     assert summary(events, model, (1000,), torch.bfloat16, device, processes) == lines
     brief = [{"event": "start"}, step(1, 7.25, MEASURED_FROM / 2, 0.0)]
@@ -137,13 +137,13 @@ def profiled(folder, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("count", "last"), [(9, 4), (4, 4), (3, 3)])
-def test_a_profile_of_some_steps(tmp_path, count, last, capfd):
+def test_a_profile_of_some_steps_is_written(tmp_path, count, last, capfd):
     lines = profiled(tmp_path, count)
     assert len(lines) == 1 and lines[0].startswith(f"profile of steps 3 to {last} of this session: {tmp_path / 'trace.json.gz'}")
     with gzip.open(tmp_path / "trace.json.gz") as stream:
         names = {event["name"] for event in json.load(stream)["traceEvents"]}
     steps = {name for name in names if name.startswith("ProfilerStep")}                # from 0
-    begun = {f"ProfilerStep#{last}"} if count < 4 else set()                           # and not gone through
+    begun = {f"ProfilerStep#{last}"} if count < 4 else set()                           # started but not finished
     assert steps == {f"ProfilerStep#{number}" for number in range(2, last)} | begun
     assert "aten::linear" in names
     assert "aten::" in (tmp_path / "profile.txt").read_text() and len((tmp_path / "profile.txt").read_text().splitlines()) < 40

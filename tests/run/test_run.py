@@ -1,4 +1,4 @@
-"""What a run evaluates, logs and saves, and when: with a trainer that only counts, and evaluations whose results are given."""
+"""What a run evaluates, logs and saves, and when. The trainer only counts steps, and the results of evaluations are given."""
 
 import types
 from pathlib import Path
@@ -27,7 +27,7 @@ CONSTANT = {"architecture": MODELS["ViT-Nano_2"].to_dict(), "classes": ["a", "b"
 
 
 class CountingTrainer:
-    """Trains nothing."""
+    """Only counts steps."""
 
     def __init__(self, step: int):
         self.progress, self.module, self.ema, self.finish = Progress(step, step), nn.Linear(1, 1), None, list
@@ -42,9 +42,9 @@ class CountingTrainer:
 
 
 class Session:
-    """The loop of train.train. `evaluated` and `saved` list (step, what); `stop_in`: the evaluation that a stop interrupts.
+    """The loop of train.train. `evaluated` and `saved` list (step, what). `stop_in` is the evaluation that a stop interrupts.
 
-    `accuracies` (of 4 images) and `losses`: of an evaluation, where it is not 0.5 and 1.
+    `accuracies` (of 4 images) and `losses` are the results of evaluations, by default 0.5 and 1.
     """
 
     def __init__(self, *flags, parts=(TEST, VAL, TEST), accuracies=None, losses=None, stop_in=None, resume=False):
@@ -115,7 +115,7 @@ def test_each_evaluation_is_made_and_logged_once(flags, parts, expected):
     assert session.run.history.result.accuracy == 0.9 and not session.run.stop_requested
     assert session.evaluated == logged() == expected
     assert session.run.history.first.get("split") == (parts[0] and parts[0].name)
-    again = Session(*flags, parts=parts, resume=True)                       # trains nothing, repeats the result alone
+    again = Session(*flags, parts=parts, resume=True)                       # does not train, only repeats the result
     assert again.evaluated == [(4, parts[2].name)] and logged() == expected
 
 
@@ -126,13 +126,14 @@ def test_the_best_is_saved_with_its_step():
 
 
 def validations(*pairs) -> dict:
-    """(correct of 4 images, loss) of val after step 1, 2, ... -> what a Session takes"""
+    """Return the arguments of a Session for (correct of 4 images, loss) of val after step 1, 2, ..."""
     return {"accuracies": {(step, "val"): hits / 4 for step, (hits, _) in enumerate(pairs, start=1)},
             "losses": {(step, "val"): loss for step, (_, loss) in enumerate(pairs, start=1)}}
 
 
 EACH = ("--num_steps", "6", "--eval_every", "1", "--save_every", "2")
-# 1 is the best of the first; 2 is the highest yet worse; 4, within one image of 1, is two below 2; 5 has the lowest loss.
+# Step 1 is the first best; step 2 has the highest accuracy but is worse; step 4 is within one image of step 1 but two images
+# below step 2; step 5 has the lowest loss.
 DRIFT = validations((3, 0.5), (4, 0.9), (2, 0.3), (2, 0.2), (3, 0.4), (4, 0.8))
 
 
@@ -144,7 +145,7 @@ def test_within_one_image_of_the_highest_accuracy_the_loss_decides():
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_the_choice_survives_a_resume(step):
-    """The highest accuracy too, which best.pt does not have: it comes from the log."""
+    """The highest accuracy is not stored in best.pt. It is read from the log."""
     Session(*EACH, **DRIFT, stop_in=(step, "val"))
     assert best_of_all(Session(*EACH, **DRIFT, resume=True)) == {"step": 5, "accuracy": 0.75}
 
@@ -155,11 +156,11 @@ def best_of_all(session: Session) -> dict:
 
 
 @pytest.mark.parametrize(("pairs", "steps", "again"), [
-    (((2, 0.5), (3, 0.9), (4, 1.0)), [1, 3], [2, 3]),        # 2 gives way to 3, as if it had not been written
+    (((2, 0.5), (3, 0.9), (4, 1.0)), [1, 3], [2, 3]),        # step 3 replaces step 2, as if that had not been written
     (((4, 0.5), (2, 0.8), (2, 0.7), (3, 0.9)), [1], [2, 3, 4])], ids=["made again", "lost"])
-def test_a_best_that_is_not_on_the_disk(pairs, steps, again):
-    """Such as after a kill: best.pt was of a later step than the newest checkpoint. The run ends with the best.pt of one that was
-    not killed or, where its weights are lost, with the best that came after."""
+def test_a_lost_best_is_replaced(pairs, steps, again):
+    """After a kill best.pt may belong to a later step than the newest checkpoint. The run ends with the best.pt of an
+    uninterrupted run or, if its weights are lost, with the best of the later evaluations."""
     pairs = validations(*pairs)
     whole = Session(*EACH, **pairs)
     Path("r").rename("whole")
@@ -171,7 +172,7 @@ def test_a_best_that_is_not_on_the_disk(pairs, steps, again):
 
 
 def test_a_run_of_an_earlier_version_keeps_its_rule(monkeypatch):
-    """Any higher accuracy, whatever the loss."""
+    """The rule was: any higher accuracy is better, whatever the loss."""
     monkeypatch.setitem(CONSTANT, "rules", 2)
     Session(*EACH, **DRIFT, stop_in=(1, "val"))
     session = Session(*EACH, **DRIFT, resume=True)
@@ -194,8 +195,8 @@ def test_after_a_failed_save_a_later_evaluation_may_be_the_best(monkeypatch):
 
 
 @pytest.mark.parametrize("stopped", [(0, "test"), (2, "val"), (4, "val"), (4, "test")])
-def test_a_stop_during_an_evaluation_is_made_up_for(stopped, capsys, monkeypatch):
-    """The resumed run has the evaluations and the best.pt of one that nobody stopped."""
+def test_an_interrupted_evaluation_is_repeated_on_resume(stopped, capsys, monkeypatch):
+    """The resumed run has the evaluations and the best.pt of an uninterrupted run."""
     accuracies = {(2, "val"): 0.7, (4, "val"): 0.6}
     monkeypatch.delenv("VIT_CALLED_FROM", raising=False)
     monkeypatch.setattr(launch, "ROOT", Path.cwd().resolve())

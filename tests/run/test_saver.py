@@ -1,4 +1,4 @@
-"""Saving beside training: the copy is all that it waits for, and a disk that fails costs a warning."""
+"""Saving during training: training only waits for the copy, and a disk error only causes a warning."""
 
 import contextlib
 import errno
@@ -57,7 +57,7 @@ def names(folder) -> set[str]:
 
 
 def save(saver, step: int, *files: Path, room: int | None = None, numbers: int = 1000, **changes) -> None:
-    """Saves and waits; `room`: bytes that a file may have."""
+    """Save and wait. `room` is the largest size of a file in bytes."""
     with contextlib.nullcontext() if room is None else files_no_larger_than(room):
         saver.save(list(files), state(step, numbers, **changes))
         saver.wait()
@@ -68,11 +68,11 @@ def slow_disk(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr(files.os, "fsync", lambda file: time.sleep(seconds) or real(file))
 
 
-# ------------------------------------------------------------------------------------------------------- all is well
+# ---------------------------------------------------------------------------------------------------- without errors
 
 
-def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines, monkeypatch):
-    """Each as it was when it was saved, although the next one follows at once and takes the same memory."""
+def test_saved_states_are_loaded_and_the_newest_are_kept(saver, folder, lines, monkeypatch):
+    """Each has the values at the time of its save, although the next save follows immediately and uses the same memory."""
     slow_disk(monkeypatch, 0.02)
     for step in (2, 4, 6):
         saver.save([step_path(folder, step), folder / "best.pt"], state(step))
@@ -86,8 +86,8 @@ def test_what_is_saved_is_loaded_and_the_newest_are_kept(saver, folder, lines, m
 
 
 def test_training_does_not_wait_for_a_slow_disk(saver, folder, monkeypatch):
-    """And what it changes meanwhile is not in the file."""
-    slow_disk(monkeypatch, 0.3)                         # the log's, the file's, the folder's
+    """Changes during the write are not in the file."""
+    slow_disk(monkeypatch, 0.3)                         # for the log, the file and the folder
     content = state(2)
     started = time.monotonic()
     saver.save([step_path(folder, 2)], content)
@@ -105,23 +105,23 @@ def test_training_does_not_wait_for_a_slow_disk(saver, folder, monkeypatch):
 
 @pytest.mark.contract("P8")
 def test_training_waits_for_the_copy_alone(saver, folder, tries, figure):
-    """Weights and momentum of 4 million numbers; with --full of 86.6 million, as ViT-B/16. Its memory is taken beforehand."""
-    content, stalled, alone = state(0, tries(4_000_000, 86_600_000)), [], []
+    """With weights and momentum of 4 million numbers, with --full 86.6 million as in ViT-B/16. Its memory is reserved first."""
+    content, threaded, direct = state(0, tries(4_000_000, 86_600_000)), [], []
     content.optimizer["state"][0]["weight"] = content.optimizer["state"][0]["weight"].clone()
     saver.reserve(content)
     for step in range(4):
         content.step = step
         started = time.monotonic()
-        checkpoint.save(folder / "alone.pt", content)
-        alone.append(time.monotonic() - started)
+        checkpoint.save(folder / "direct.pt", content)
+        direct.append(time.monotonic() - started)
         started = time.monotonic()
         saver.save([step_path(folder, step)], content)
-        stalled.append(time.monotonic() - started)
+        threaded.append(time.monotonic() - started)
         saver.wait()
-    stalled, alone = sorted(stalled[1:])[1], sorted(alone[1:])[1]
-    assert stalled < alone
-    size = (folder / "alone.pt").stat().st_size / 1e6
-    figure(f"saves of {size:,.0f} MB: training waits {stalled:.2f} s (median), without a thread it would {alone:.2f} s", 3)
+    threaded, direct = sorted(threaded[1:])[1], sorted(direct[1:])[1]
+    assert threaded < direct
+    size = (folder / "direct.pt").stat().st_size / 1e6
+    figure(f"saves of {size:,.0f} MB: training waits {threaded:.2f} s (median), without a thread it would {direct:.2f} s", 3)
 
 
 def test_a_fork_waits_for_the_end_of_the_write(saver, folder, monkeypatch):
@@ -134,14 +134,14 @@ def test_a_fork_waits_for_the_end_of_the_write(saver, folder, monkeypatch):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_copies_are_of_nobody_else_and_their_memory_serves_again():
+def test_copies_share_no_memory_with_the_original_and_reuse_their_own():
     parameter = torch.nn.Parameter(torch.arange(4.0))
     value = {"a": [parameter, (1, "x", None)], "b": {3: torch.tensor(2, dtype=torch.int64)}, "c": parameter[1:3],
              "d": torch.arange(6.0).view(2, 3).t(), "e": torch.zeros(0, 3), "f": torch.tensor([True, False])}
     memory = Memory(size_of(value))
     first = copied(value, memory)
     assert first["a"][0].tolist() == [0, 1, 2, 3] and not first["a"][0].requires_grad and first["a"][1] == (1, "x", None)
-    assert first["c"].untyped_storage().nbytes() == 8              # not all of what it is a part of
+    assert first["c"].untyped_storage().nbytes() == 8              # only the part, not the whole storage
     assert torch.equal(first["d"], value["d"]) and first["d"].stride() == (1, 3) and first["e"].shape == (0, 3)
     assert first["f"].tolist() == [True, False] and first["b"][3].shape == ()
     places = first["a"][0].data_ptr(), first["b"][3].data_ptr()
@@ -159,14 +159,14 @@ def test_copies_are_of_nobody_else_and_their_memory_serves_again():
 def test_missing_memory_is_reported(saver, folder):
     with pytest.raises(MemoryError, match="not enough memory for a copy of"):
         Memory(1 << 60)
-    huge = torch.zeros(1).expand(1 << 58)               # takes none itself
+    huge = torch.zeros(1).expand(1 << 58)               # it uses hardly any memory itself
     saver.reserve(state(2, model={"weight": huge}))
     saver.wait()                                        # the save reports it
     with pytest.raises(MemoryError):
         saver.save([step_path(folder, 2)], state(2, optimizer={"x": huge}))
 
 
-def test_memory_is_taken_beforehand(saver, folder):
+def test_memory_is_reserved_before_the_first_save(saver, folder):
     saver.reserve(state(2, 100_000))
     saver.wait()
     memory = saver._memory
@@ -178,7 +178,7 @@ def test_memory_is_taken_beforehand(saver, folder):
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 1000], ids=["pinned", "more than the system allows"])
-def test_memory_for_copies_of_a_gpu_is_pinned_as_large_as_it_is_and_given_back(saver, folder, monkeypatch, limit):
+def test_memory_for_copies_of_a_gpu_is_pinned_at_its_exact_size_and_released(saver, folder, monkeypatch, limit):
     """With a stand-in for CUDA's functions."""
     class Cuda:
         pinned: dict[int, int] = {}
@@ -204,7 +204,7 @@ def test_memory_for_copies_of_a_gpu_is_pinned_as_large_as_it_is_and_given_back(s
         assert load_state(step_path(folder, numbers)).model["weight"][-1] == numbers
         if limit > 1000:
             assert list(cuda.pinned.values()) == [size_of(vars(state(2, numbers)))]
-    assert cuda.most < 1.1 * size_of(vars(state(2, 6_000)))                             # never two at a time
+    assert cuda.most < 1.1 * size_of(vars(state(2, 6_000)))                             # never two at the same time
     saver.close()
     assert not cuda.pinned
 
@@ -220,8 +220,8 @@ def test_copies_of_a_gpu_are_in_pinned_memory():
     assert torch.zeros(1, device="cuda").item() == 0
 
 
-def test_what_is_on_the_disk_is_not_written_again(saver, folder):
-    """A run that is stopped right after a save."""
+def test_a_state_that_is_on_the_disk_is_not_written_again(saver, folder):
+    """If a run is stopped right after a save."""
     save(saver, 2, folder / "best.pt", step_path(folder, 2))
     before = step_path(folder, 2).stat().st_ino
     save(saver, 2, step_path(folder, 2), seconds=9.0)
@@ -248,7 +248,7 @@ def test_an_error_of_the_program_is_not_swallowed(saver, folder, monkeypatch):
         saver.wait()
 
 
-# ---------------------------------------------------------------------------------------------------------- trouble
+# ------------------------------------------------------------------------------------------------------ disk errors
 
 
 @pytest.mark.contract(*FULL_DISK)
@@ -277,11 +277,11 @@ def test_a_small_disk_that_is_full(tmp_path, lines, tries, figure):
         pytest.skip("cannot mount here")
     try:
         folder = place / "r"
-        folder.mkdir()                                 # not claimed: the lock would keep the disk busy
+        folder.mkdir()                                 # without run_folder.create, whose lock would keep the disk busy
         saver = Saver(folder, keep=1, warn=lines.append)
         for step in range(1, 2 * count, 2):
             save(saver, step, step_path(folder, step), numbers=50_000)         # 0.4 MB
-            (place / "others").write_bytes(bytes(1_300_000))                   # no room for a second one
+            (place / "others").write_bytes(bytes(1_300_000))                   # a second one does not fit
             save(saver, step + 1, step_path(folder, step + 1), numbers=50_000)
             assert "No space left on device" in lines[0] and names(folder) == {step_path(folder, step).name}
             assert load_state(step_path(folder, step)).step == step
@@ -335,7 +335,7 @@ def test_nothing_is_written_into_a_folder_that_vanished_or_that_another_run_has_
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[enforce fail at inline_container.cc]\n unexpected pos 64"), MemoryError()])
-def test_other_failures_of_a_write_are_one_line_too(saver, folder, lines, monkeypatch, error):
+def test_other_failures_of_a_write_are_reported_in_one_line(saver, folder, lines, monkeypatch, error):
     def fails(path, state):
         raise error
 
@@ -356,7 +356,7 @@ def test_a_log_that_cannot_be_flushed_is_named(saver, folder, lines, monkeypatch
     assert lines[0].startswith(f"warning: cannot write {folder / 'log.jsonl'} (Input/output error); earlier checkpoints are kept")
 
 
-def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, lines):
+def test_old_checkpoints_that_cannot_be_deleted_only_cause_a_warning(saver, folder, lines):
     (folder / "step-00000001.pt").mkdir()              # unlink fails, for root too
     for step in (2, 4):
         save(saver, step, step_path(folder, step))
@@ -369,7 +369,7 @@ def test_old_checkpoints_that_cannot_be_deleted_are_no_failure(saver, folder, li
 
 
 def test_the_best_is_the_one_on_the_disk(saver, folder):
-    """After a failed save a later evaluation may be the best again, and no checkpoint names one that is not there."""
+    """After a failed save a later evaluation may become the best, and no checkpoint names a best.pt that does not exist."""
     assert saver.best == {}
     save(saver, 2, step_path(folder, 2), folder / "best.pt")
     assert saver.best == load_state(folder / "best.pt").best == load_state(step_path(folder, 2)).best == best(2)
@@ -389,7 +389,7 @@ def test_the_best_of_an_earlier_session_is_kept(folder):
     assert load_state(step_path(folder, 6)).best == best(4)
 
 
-def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, folder):
+def test_a_best_that_cannot_be_written_does_not_prevent_the_checkpoint(saver, folder):
     (folder / "best.pt").mkdir()
     save(saver, 2, folder / "best.pt", step_path(folder, 2))
     assert load_state(step_path(folder, 2)).step == 2
@@ -397,8 +397,8 @@ def test_a_best_that_cannot_be_written_keeps_no_checkpoint_from_the_disk(saver, 
         saver.close()
 
 
-def test_a_process_that_writes_shows_train_sh_that_it_lives(saver, folder, tmp_path, monkeypatch):
-    """Or train.sh would kill it after another process has failed, and the checkpoint would be lost."""
+def test_a_process_that_writes_reports_to_train_sh_that_it_is_alive(saver, folder, tmp_path, monkeypatch):
+    """Otherwise train.sh would kill it after another process has failed, and the checkpoint would be lost."""
     monkeypatch.setenv("VIT_LAUNCH", str(tmp_path))
     monkeypatch.setenv("RANK", "0")
     real = checkpoint.save

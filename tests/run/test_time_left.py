@@ -1,4 +1,4 @@
-"""The time that is left, from the times of steps and evaluations."""
+"""The time left, estimated from the times of steps and evaluations."""
 
 import pytest
 
@@ -12,14 +12,14 @@ def train(step: int, seconds: float = 0.5) -> dict:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A list whose last entry is the time."""
+    """Return a list whose last entry is the current time."""
     times = [0.0]
     monkeypatch.setattr(time_left.time, "monotonic", lambda: times[-1])
     return times
 
 
 @pytest.mark.parametrize("first", [0, 100])
-def test_steps_of_this_session_without_the_first(clock, first):
+def test_the_first_steps_of_a_session_are_ignored(clock, first):
     left = TimeLeft(first, first + 220)
     for step in range(1, 21):
         assert not left.known
@@ -27,18 +27,18 @@ def test_steps_of_this_session_without_the_first(clock, first):
     assert left.known and left.a_step == 0.25 and left.seconds == 50.0
 
 
-def test_slow_steps_are_told_of_sooner(clock):
+def test_the_time_left_is_known_sooner_if_steps_are_slow(clock):
     left = TimeLeft(0, 10)
     left.follow(train(1, 100.0))
-    assert not left.known                                 # of one step, which warms up
+    assert not left.known                                 # one step is not enough: it includes the warm-up
     left.follow(train(2, 40.0))
     assert left.known and left.seconds == 8 * 40.0
 
 
 @pytest.mark.parametrize(("every", "step", "evaluations"), [
     (100, 20, 3), (100, 100, 2), (80, 20, 3), (None, 20, 0), (500, 20, 1)])
-def test_evaluations_are_part_of_it(clock, every, step, evaluations):
-    """The last one took 7 s: after 240 steps they come at 100, 200 and 240."""
+def test_evaluations_are_part_of_the_time_left(clock, every, step, evaluations):
+    """The last one took 7 s. With `every` 100 they follow steps 100, 200 and 240, the last."""
     left = TimeLeft(0, 240, every)
     clock.append(9.0)
     left.follow({"event": "eval", "step": 0})

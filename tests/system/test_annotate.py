@@ -1,4 +1,4 @@
-"""annotate.py: which model and images it takes, what it prints, and what it shows of a model."""
+"""annotate.py: which models and images it opens, what it prints, and the predictions and attention that it shows."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ pytest.importorskip("uvicorn", reason="needs requirements-annotate.txt")
 
 
 def write_run(folder: Path, classes=tuple("0123456789"), img_size=8, sigmoid="", **settings) -> Path:
-    """A run of a random model -> its best.pt"""
+    """Write a run of a random model. Return the path of its best.pt."""
     torch.manual_seed(0)
     given = {"dataset": "digits", "pretrained_dir": "none"} | settings
     facts = config.Facts(1097, len(classes), start_head_classes=len(classes))
@@ -62,7 +62,7 @@ def gallery(*flags) -> editing.Gallery:
 # -------------------------------------------------------------------------------------------------- what it shows
 
 
-def test_the_newest_run_and_its_own_data(run, capsys):
+def test_the_newest_run_and_its_data_are_the_default(run, capsys):
     shown = gallery()
     assert (len(shown.labels), shown.grid, shown.title, list(shown.classes)) == (1097, (4, 4), "nano", list("0123456789"))
     printed = capsys.readouterr().out
@@ -81,8 +81,8 @@ def test_the_newest_run_and_its_own_data(run, capsys):
     assert gallery("--checkpoint", newer.parent).title == "other"
 
 
-def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys):
-    """It has no data of its own: --data names them."""
+def test_a_file_of_another_program_is_shown_with_a_folder_of_images(run, tmp_path, capsys):
+    """The file names no data set, so --data is required."""
     models.save_timm(models.load_model(run), tmp_path / "x.pth")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     shown = gallery("--checkpoint", tmp_path / "x.pth", "--data", tmp_path)
@@ -93,8 +93,8 @@ def test_a_file_of_another_program_and_a_folder_of_images(run, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("kind", ["run folder", "step file", "exported folder", "other program", "published name"])
-def test_checkpoints_of_every_kind(run, monkeypatch, capsys, kind):
-    """As visualize.py takes them; without a run the edits go to output/edits, not to where the file is."""
+def test_every_kind_of_checkpoint_is_opened(run, monkeypatch, capsys, kind):
+    """The same kinds as in visualize.py. Without a run the edits are saved in output/edits, not next to the file."""
     from utils.attention.editor import server
 
     what, folder, served, heads = run.parent, "output/edits", [], []
@@ -110,7 +110,7 @@ def test_checkpoints_of_every_kind(run, monkeypatch, capsys, kind):
         what = "elsewhere.pth"
         models.save_timm(models.load_model(run), what)
     else:
-        what, heads = "deit/deit_tiny_patch16_224", ["--num_heads", "4"]                  # a small file in its place
+        what, heads = "deit/deit_tiny_patch16_224", ["--num_heads", "4"]                  # a small file instead
         Path("checkpoint/deit").mkdir(parents=True)
         models.save_timm(models.load_model(run), "checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth")
     Path("photos").mkdir()
@@ -123,7 +123,7 @@ def test_checkpoints_of_every_kind(run, monkeypatch, capsys, kind):
 
 
 def test_a_picture_has_the_pixels_of_its_image(run, tmp_path):
-    """Of the part that the model sees; a large one gets smaller, one of a few pixels stays as it is."""
+    """Only the part that the model sees is shown. Large images are reduced, small ones keep their size."""
     write_run(tmp_path / "output/crop", eval_crop=0.5)
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
     Path("photos").mkdir()
@@ -137,8 +137,8 @@ def test_a_picture_has_the_pixels_of_its_image(run, tmp_path):
     assert middle.picture(1).size == (1000, 1000)
 
 
-def test_what_is_shown_is_the_models(run):
-    """Against the plain forward pass and the definition: logits l of the class token, sigmoid(l), softmax(l) under the edit."""
+def test_predictions_and_maps_are_those_of_the_model(run):
+    """Compared with a plain forward pass and the definition: logits l of the class token, sigmoid(l), softmax(l) of the edit."""
     shown = gallery("--checkpoint", run)
     model = models.load_model(run)
     pixels = torch.from_numpy(np.array(shown.picture(5))).movedim(-1, 0)[None]
@@ -172,8 +172,8 @@ TINY = {"patch_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "num_
 @pytest.mark.parametrize("row", [{"distilled": True}, {"classifier": "patch_mean"}, {"classifier": "gap"}, {"in_channels": 1},
                                  {"class_layers": 2, "layer_scale": 0.1}, {"classifier": "token_mean", "registers": 2},
                                  {"classifier": "attention", "pool_heads": 1, "class_token": False, "rope": "dinov3"}], ids=str)
-def test_every_family_and_a_grid_that_is_not_square(row, layers):
-    """As the whole model, though only its end runs after an edit."""
+def test_edits_act_in_every_family_and_on_a_grid_that_is_not_square(row, layers):
+    """The result equals that of the whole model, although only its last part runs after an edit."""
     torch.manual_seed(0)
     row = ({"gelu": "erf"} if row.keys() & {"distilled", "class_layers"} else {}) | row
     model = models.create_model(configs.architecture(**TINY, **row), 3, (12, 20)).eval()
@@ -202,7 +202,8 @@ def test_every_family_and_a_grid_that_is_not_square(row, layers):
 
 
 def test_a_diverged_model_is_reported(run, monkeypatch):
-    """Weights that are not finite, of an older version of the program, when it is opened; finite ones when they overflow."""
+    """Weights that are not finite (an older version of the program saved them) are reported when the checkpoint is opened,
+    finite weights when the outputs overflow."""
     state = load_state(run)
     state.model["head.weight"][:] = 3e38
     checkpoint.save(run, state)
@@ -218,14 +219,14 @@ def test_a_diverged_model_is_reported(run, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_folders_of_images(run, tmp_path):
-    """train/ and val/, class folders, and images alone; classes are matched by name."""
+def test_every_layout_of_an_image_folder_is_read(run, tmp_path):
+    """train/ and val/, class folders, and a folder of images without classes. Classes are matched by name."""
     write_run(tmp_path / "output/bees", ("bee", "cow", "ant"), (8, 8))
     flags = ("--checkpoint", tmp_path / "output/bees", "--data")
     divided = tree(tmp_path / "divided", GOOD_TREE)
     assert gallery(*flags, divided).labels.tolist() == [2, 2, 2, 0, 0]
-    held = gallery(*flags, divided, "--split", "val")
-    assert held.labels.tolist() == [2, 0, 0] and held.name(0) == "val/ant/0.png"
+    val = gallery(*flags, divided, "--split", "val")
+    assert val.labels.tolist() == [2, 0, 0] and val.name(0) == "val/ant/0.png"
     classes = gallery(*flags, tree(tmp_path / "classes", {"dog": 1, "bee": 2}))
     assert classes.labels.tolist() == [0, 0, -1] and classes.name(2) == "dog/0.png"
     (tmp_path / "plain").mkdir()
@@ -243,7 +244,7 @@ def test_folders_of_images(run, tmp_path):
     assert gallery(*flags, lists).labels.tolist() == [2, 0]
 
 
-def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
+def test_held_out_cropped_and_moved_data_of_the_run_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = tree(tmp_path / "data", {f"{part}/{name}": 10 for part in ("train", "val") for name in ("ant", "bee")})
     write_run(tmp_path / "output/held", ("ant", "bee"), dataset="folder", data_dir=data, val_fraction=0.2, eval_crop=0.5,
@@ -253,7 +254,7 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = gallery("--data", tmp_path / "moved", "--split", "val")
     assert [moved.name(index) for index in range(4)] == [val.name(index) for index in range(4)]
-    # Images of 12 x 10 at twice the 8 x 8 pixels of the model: 19 x 16, of which the middle.
+    # Images of 12 x 10 are resized to 19 x 16, twice the model's 8 x 8 pixels, and the model sees the middle.
     assert moved.region(0) == pytest.approx((6 / 19, 0.25, 14 / 19, 0.75))
     write_run(tmp_path / "output/birds", [f"c{i}" for i in range(200)], dataset="cub200", model_type="ViT-Nano_2",
               recipe="vit-paper")
@@ -261,7 +262,7 @@ def test_the_data_of_the_run_held_out_cropped_and_moved(tmp_path, monkeypatch):
 
 
 def test_a_turned_photograph_is_edited_upright(tmp_path, monkeypatch):
-    """In whatever folder it is; by a run that does not follow orientations it is shown as it is stored."""
+    """In every kind of folder. A run that ignores EXIF orientations shows it as it is stored."""
     monkeypatch.chdir(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -278,8 +279,8 @@ def test_a_turned_photograph_is_edited_upright(tmp_path, monkeypatch):
             assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off"), flags
 
 
-def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
-    """While the server runs: pixels, what the model says and the checksum are those of the file that is there now."""
+def test_an_image_replaced_while_the_server_runs_is_read_again(run, tmp_path):
+    """Pixels, predictions and checksum are those of the new file."""
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "a.png").write_bytes(png())
@@ -296,7 +297,7 @@ def test_a_picture_that_is_replaced_is_another_picture(run, tmp_path):
     assert shown.checksum(0) == fresh.checksum(0) != before[3]
 
 
-def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, capsys):
+def test_edits_that_training_would_not_find_cause_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = tree(tmp_path / "data", {f"{part}/{name}": 2 for part in ("train", "val") for name in ("ant", "bee")})
     write_run(tmp_path / "output/ants", ("ant", "bee"), dataset="folder", data_dir=data, model_type="ViT-Nano_2",
@@ -309,7 +310,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
     assert warning.count("\n") == 1 and "ant/0.png" in warning and "train/ant/0.png" in warning and "train.py" in warning
     (tmp_path / "data").rename(tmp_path / "moved")
     gallery("--data", tmp_path / "moved/train")
-    assert not capsys.readouterr().err, "what the run's own images are called is not known any more"
+    assert not capsys.readouterr().err, "the names of the run's images can no longer be read"
     write_run(tmp_path / "output/cifar", [str(i) for i in range(10)], dataset="cifar10", data_dir=str(tmp_path / "nowhere"),
               model_type="ViT-Nano_2", recipe="vit-paper")
     monkeypatch.setattr(datasets, "open_splits", lambda *_, **__: pytest.fail("this would download"))
@@ -317,7 +318,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
     assert not capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("flags, word", [
@@ -325,7 +326,7 @@ def test_edits_that_will_never_be_found_are_warned_of(tmp_path, monkeypatch, cap
     ("--checkpoint {root}/assets/ViT-Nano_2-letters.npz", "Add --data, a folder of images"),
     ("--data nowhere", "no such folder"), ("--data classes --split val", "Omit --split"), ("--edits file", "file"),
     ("--port 70000", "0 to 65535"), ("--port {busy}", "port {busy}"), ("--host no.such.host.invalid", "no.such.host.invalid")])
-def test_wrong_input_is_one_line(run, capsys, flags, word):
+def test_bad_input_is_reported_in_one_line(run, capsys, flags, word):
     Path("empty").mkdir()
     Path("file").touch()
     tree(Path("classes"), {"ant": 1, "bee": 1})
@@ -346,7 +347,7 @@ def test_missing_runs_and_packages_are_reported(tmp_path, monkeypatch, capsys):
                                        f"{launch.command_to_install('requirements-annotate.txt')}\n")
 
 
-def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
+def test_serving_other_hosts_causes_a_warning(run, monkeypatch, capsys):
     from utils.attention.editor import server
 
     served = []
@@ -362,7 +363,7 @@ def test_serving_other_hosts_is_warned_of(run, monkeypatch, capsys):
 
 
 def test_a_second_round_starts_with_the_edits_of_the_first(run, monkeypatch, capsys):
-    """The folder that taught the run, if it is there; the first line counts the files in it."""
+    """In the folder that the run was trained on, if it still exists. The first line counts the files in it."""
     from utils.attention.editor import server
 
     served = []
@@ -397,7 +398,7 @@ def test_the_program_serves_until_ctrl_c(run):
         edit = json.dumps({"image": "train/7", "revision": "", "values": [[0.5] + [None] * 3] * 4}).encode()
         urllib.request.urlopen(urllib.request.Request(
             f"{address.rstrip('/')}/api/images/7/edit", edit, {"Content-Type": "application/json"}, method="PUT"), timeout=120)
-        # Where train.py --attention_edits searches for them.
+        # train.py --attention_edits searches there.
         assert list(edits.find(run.parent / "edits", datasets.open_splits("digits", "").train)) == [7]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""--device mps: whole runs on a stand-in for an Apple GPU, which refuses what MPS refuses, next to the same runs on the CPU."""
+"""--device mps: runs on a stand-in for an Apple GPU, which refuses what MPS refuses, compared with the same runs on the CPU."""
 
 import csv
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_run_has_the_numbers_of_the_cpu(run_train, monkeypatch, capsys, featur
 
 
 def test_a_run_resumes_and_predicts(run_train, tmp_path, monkeypatch, capsys):
-    """From a checkpoint of the CPU's fused optimizer, and back; predict.py --device mps."""
+    """From a checkpoint of the CPU's fused optimizer, and back on the CPU. Then predict.py --device mps."""
     monkeypatch.setattr("utils.run.profiling.MEASURED_FROM", 1e9)
     flags = ("--name", "run", "--precision", "fp32")
     assert run_train(*flags, "--num_steps", 2) == 0

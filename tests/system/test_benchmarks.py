@@ -1,4 +1,4 @@
-"""benchmarks: arithmetic, order of turns, pages, and that every question runs. Tests do not check what it measures."""
+"""benchmarks: arithmetic, order of turns, pages, and that every benchmark runs. The measured values are not tested."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def contender(name: str, function: str, kind: str = "peer", /, **given) -> Conte
 
 @pytest.mark.slow
 def test_contenders_take_turns(tmp_path):
-    """In a `fresh` measurement each is built for every turn."""
+    """With `fresh` each contender is built again for every turn."""
     file = tmp_path / "order"
     group = [contender(name, "writes", file=str(file), label=name, cost=cost) for name, cost in (("A", 1.0), ("B", 2.0))]
     with harness.worker_pool(quick=True) as pool:
@@ -117,7 +117,7 @@ def test_fraction_of_the_limit_and_the_fastest_peer():
     assert "1.5" in lines[4] and "2.00" in lines[4] and "50%" in lines[4] and "4 GFLOP/s" in lines[5]
 
 
-def test_goals_are_found_and_judged():
+def test_goals_are_found_and_marked_as_met_or_missed():
     rows = {line.split(" | ")[0]: line for line in goals.table({STEP["title"]: STEP}, on_gpu=False)}
     assert "2.00 | yes" in rows["| training step in bf16, compared with timm"]
     assert "1.33 | yes" in rows["| training step in bf16, compared with the fastest peer"]
@@ -171,12 +171,12 @@ def test_a_record_replaces_an_older_one(tmp_path, capsys):
     assert "| training step in bf16, compared with timm |" in page and "No GPU has been measured" in page
 
 
-def test_results_are_those_of_the_json_files():
+def test_the_results_page_matches_the_json_files():
     machines = {file.stem: json.loads(file.read_text()) for file in sorted(report.RESULTS.glob("*.json"))}
     assert report.PAGE.read_text() == report.page(machines, report.small_sets()), "python -m benchmarks.report"
 
 
-def test_help_shows_the_defaults_that_there_are(capsys):
+def test_help_shows_only_defaults_that_exist(capsys):
     with pytest.raises(SystemExit):
         harness.options("Something.", ["--help"], flags=["compile"], models="ViT-B_16", threads=0, contenders="", data_dir=None,
                         rounds=3)
@@ -199,7 +199,7 @@ FORMULATION = "--contenders=ViT-pytorch formulation,ours"
     (input_question, [], ["input JPEG 40x30", "input arrays 32x32"]),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_every_question_runs_with_a_tiny_model(tmp_path, question, flags, titles):
-    """In another process: counting operations leaves threads behind, which forbid a backward pass in later forks."""
+    """In another process: counting operations leaves threads behind, after which forked processes cannot run a backward pass."""
     file = tmp_path / "x.json"
     process = FORK.Process(target=question.main, args=(["--quick", "--json", str(file), *flags],))
     process.start()
@@ -213,7 +213,7 @@ def test_every_question_runs_with_a_tiny_model(tmp_path, question, flags, titles
 
 
 def test_whole_commands_label_photographs(tmp_path, monkeypatch):
-    """More photographs than a few are repeated; a command that writes no file has failed."""
+    """Larger numbers of photographs are copies of a few. A command that writes no file has failed."""
     monkeypatch.setattr(predict, "DISTINCT", 2)
     monkeypatch.setattr(predict, "SIZE", (40, 30))
     photos = predict.photographs(tmp_path / "p", 3)

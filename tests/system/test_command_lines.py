@@ -1,4 +1,4 @@
-"""Help and refusals of every program: each flag with a bad value is one line that says what to type, before PyTorch is loaded."""
+"""Help and error messages of every program: a bad value of a flag is reported in one line, before PyTorch is loaded."""
 
 import importlib.util
 import re
@@ -33,7 +33,7 @@ def refused(parse, argv: list[str]) -> str:
 
 
 def check_refusal(text: str, flag: str, choices) -> None:
-    """One line about the flag, in plain words: no names of Python's types or of functions."""
+    """Assert one line about the flag in plain words, without names of Python types or functions."""
     words = re.sub(r"\(.* --help lists the flags\)|--\w+|'[^']*'", "", text)
     for choice in choices or ():
         words = words.replace(str(choice), "")
@@ -86,7 +86,7 @@ def test_help_begins_with_what_the_program_does_and_examples(prog, monkeypatch, 
 
 @pytest.mark.parametrize(("program", "names"), [(visualize, list(visualize.PICTURES)), (dataset, ["check", "prepare"])])
 def test_a_program_without_arguments_lists_what_it_can_do(program, names, capsys):
-    """As --help does, which ends with 0."""
+    """The same text as --help, which exits with 0."""
     assert program.main([]) == 2
     listed = capsys.readouterr()
     assert program.main(["--help"]) == 0 and not listed.out
@@ -95,7 +95,7 @@ def test_a_program_without_arguments_lists_what_it_can_do(program, names, capsys
         assert re.search(rf"^  {name} +\w.*\n      .*{program.__name__}.py {name} \S", listed.err, re.MULTILINE), name
 
 
-def test_every_program_takes_the_same_flags_of_models_that_are_no_runs():
+def test_every_program_has_the_same_flags_for_models_that_are_not_runs():
     for prog, make in PARSERS.items():
         of_others = {action.dest for group in make()._action_groups if group.title == TITLE_OF_OTHERS
                      for action in group._group_actions}
@@ -137,8 +137,8 @@ LATE = {
 
 
 @pytest.mark.parametrize("program", LATE)
-def test_what_the_command_line_shows_is_refused_without_pytorch(program, tmp_path, monkeypatch):
-    """`parse` of each program imports no PyTorch; a process shows that below."""
+def test_errors_in_the_command_line_are_reported_without_pytorch(program, tmp_path, monkeypatch):
+    """`parse` of each program imports no PyTorch: the next test checks that in a process."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos/cat").mkdir(parents=True)
     (tmp_path / "file.txt").touch()
@@ -150,11 +150,11 @@ def test_what_the_command_line_shows_is_refused_without_pytorch(program, tmp_pat
         assert re.match(message, text), text
 
 
-def test_no_program_loads_pytorch_to_refuse():
+def test_no_program_loads_pytorch_to_parse():
     code = "import sys, annotate, dataset, export, predict, sweep, visualize; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
-def test_python_of_models_says_what_is_missing(capsys):
+def test_python_m_models_reports_a_missing_file(capsys):
     assert models_main.main([]) == 2
     assert capsys.readouterr().err.startswith("python -m models: error: FILE is missing. For example: python -m models output/")

@@ -44,8 +44,8 @@ def test_check_lists_images_that_cannot_be_read(capsys):
     assert "val: " in capsys.readouterr().out and Path("other/bad_images.txt").exists()
 
 
-def test_a_folder_is_asked_for_where_something_is_written(capsys):
-    """logs and output, where a run writes, are files here."""
+def test_the_output_folder_is_checked_only_when_something_is_written(capsys):
+    """logs and output, the folders of a run, are files here."""
     Path("logs").touch()
     Path("output").touch()
     assert dataset.main(["check", *FOLDER]) == 0 and dataset.main(["prepare", "whole", *FOLDER]) == 0
@@ -57,7 +57,7 @@ def test_a_folder_is_asked_for_where_something_is_written(capsys):
     assert "tree/train/bee/1.png" in printed.out
 
 
-def test_prepared_images_take_the_place_of_the_files(capsys):
+def test_prepared_images_replace_the_files(capsys):
     assert dataset.main(["prepare", "whole", *FOLDER]) == 0
     assert capsys.readouterr().out.endswith("whole: 8 images. Train on them with --data_dir " + os.path.abspath("whole") + "\n")
     assert dataset.main(["prepare", "small", "--size", "5", *FOLDER, "--num_workers", "2"]) == 0
@@ -72,17 +72,17 @@ def test_lists_are_read_as_in_training(capsys):
     Path("lists/legend.csv").write_text("user.id,image,age,mood\n" + "".join(f"7,{name},3,{name > 'c'}\n" for name in "abcdef"))
     lists = ["--dataset", "csv", "--data_dir", "lists", "--label_column", "mood", "--image_dir", "images"]
     assert dataset.main(["check", *lists, "--val_fraction", "0.34"]) == 0
-    told = "legend.csv: paths from column image, labels from column mood; images in lists/images\n"
+    columns = "legend.csv: paths from column image, labels from column mood; images in lists/images\n"
     printed = capsys.readouterr().out
-    assert told in printed and "val: 2 images of 2 classes" in printed
-    assert dataset.main(["prepare", "small", *lists, "--path_column", "image"]) == 0 and told in capsys.readouterr().out
+    assert columns in printed and "val: 2 images of 2 classes" in printed
+    assert dataset.main(["prepare", "small", *lists, "--path_column", "image"]) == 0 and columns in capsys.readouterr().out
     assert datasets.open_splits("csv", "small", val_fraction=0.34).classes == ("False", "True")
     assert dataset.main(["check", *lists[:4], "--val_fraction", "0.34"]) == 2
     assert "Add --label_column" in capsys.readouterr().err
 
 
-def test_prepare_skips_bad_images_if_asked_to(capsys):
-    """It names the flags; of an unreadable held-out image there are none."""
+def test_prepare_skips_bad_images_with_the_flags_that_it_names(capsys):
+    """An unreadable held-out image cannot be skipped, so no flags are named."""
     Path("tree/train/bee/1.png").write_bytes(b"not an image")
     assert dataset.main(["prepare", "out", *FOLDER]) == 2
     printed, skip = capsys.readouterr().err, ["--bad_images", "skip", "--max_bad_images", "0.2"]
@@ -107,7 +107,7 @@ def test_prepare_skips_bad_images_if_asked_to(capsys):
     (["prepare", "out", *FOLDER, "--max_bad_images", "1"], "--max_bad_images only has an effect with --bad_images skip."),
     (["check", "--dataset", "folder", "--data_dir", "gone"], "--data_dir gone: no such folder"),
     (["prepare", "tree/out", *FOLDER], "is inside the data set")])
-def test_a_bad_command_line_is_one_line(argv, words, capsys):
+def test_a_bad_command_line_is_reported_in_one_line(argv, words, capsys):
     assert dataset.main(argv) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("dataset.py: error: ") and words in printed.err
@@ -115,15 +115,15 @@ def test_a_bad_command_line_is_one_line(argv, words, capsys):
     assert sorted(os.listdir()) in (["tree"], ["out.building", "tree"])
 
 
-def test_the_data_set_of_a_recipe(capsys):
+def test_the_data_set_follows_from_the_recipe(capsys):
     assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out           # the digits
     flags = config.parse(["--recipe", "bit-hyperrule", "--dataset", "csv"], "dataset.py check", dataset.DATASET_FLAGS["check"])
     assert config.choose(flags).dataset == "csv"
 
 
 @pytest.mark.parametrize("variables", ["RANK=1", "WORLD_SIZE=3", "LOCAL_RANK=1", "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1"])
-def test_it_is_one_process_whatever_the_environment_says(variables, monkeypatch, capsys):
-    """Job systems set these for programs of their own. What is wrong ends it with a line and a code, as without them."""
+def test_variables_of_a_launcher_are_ignored(variables, monkeypatch, capsys):
+    """Job systems set these for other programs. dataset.py runs in one process, and errors keep their line and exit code."""
     for word in variables.split():
         monkeypatch.setenv(*word.split("="))
     assert dataset.main(["check"]) == 0 and "train: 1,097 images" in capsys.readouterr().out
@@ -133,8 +133,8 @@ def test_it_is_one_process_whatever_the_environment_says(variables, monkeypatch,
     assert dataset.main(["check", *FOLDER]) == 2 and "1 image cannot be read" in capsys.readouterr().err
 
 
-def test_the_home_folder_in_a_flag(monkeypatch, capsys, tmp_path):
-    """No shell replaces it in --data_dir=~/tree."""
+def test_a_tilde_in_a_flag_is_expanded(monkeypatch, capsys, tmp_path):
+    """The shell does not expand it in --data_dir=~/tree."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert dataset.main(["check", "--dataset=folder", "--data_dir=~/tree"]) == 0
     assert dataset.main(["prepare", "~/out", "--dataset=folder", "--data_dir=~/tree"]) == 0 and (tmp_path / "out").is_dir()

@@ -1,4 +1,4 @@
-"""The documents match the code: their commands work, their links lead somewhere, their tables have its values."""
+"""The documents match the code: their commands work, their links have targets, their tables have the values of the code."""
 
 import fnmatch
 import importlib
@@ -41,7 +41,7 @@ SCRIPTS = "train.sh", "train_fp16.sh", "sweep.sh"
 
 
 def program_of(command: str) -> str:
-    """The script, file or module that a command starts, or its first word."""
+    """Return the script, file or module that a command starts, or its first word."""
     _, words = documents.words_of(command)
     if words and words[0] in ("bash", "python"):
         return words[2 if words[1] == "-m" else 1]
@@ -55,17 +55,18 @@ VERBS = [command for command in COMMANDS if program_of(command) in (
 
 
 def flags_of_script(run_script, command: str) -> list[str]:
-    """The flags that a script hands to train.py. It takes `true` for a Python that has all packages, which costs nothing."""
+    """Return the flags that a script passes to train.py. `true` stands in for Python: it passes as one with all packages, at no
+    cost."""
     variables, (_, script, *flags) = documents.words_of(command)
     done = run_script(script.replace("sweep.sh", "train.sh"), *flags, PYTHON=shutil.which("true"), **variables | {"DRY_RUN": "1"})
     assert done.returncode == 0, done.stderr
-    printed = shlex.split(done.stdout.splitlines()[-1])          # a sweep hands everything on
+    printed = shlex.split(done.stdout.splitlines()[-1])          # a sweep passes everything on
     return printed[printed.index("train.py") + 1:]
 
 
 @pytest.mark.parametrize("command", SHELL)
 def test_documented_script_command_makes_a_valid_run(run_script, command):
-    """Dry: the variables become flags that train.py accepts together."""
+    """With DRY_RUN: the variables become flags that train.py accepts together."""
     given = parse(flags_of_script(run_script, command))
     if "resume_path" not in given:
         resolve(name_model(given, hub), FACTS)
@@ -80,7 +81,7 @@ def test_documented_train_command_is_valid(command):
 
 @pytest.mark.parametrize("command", VERBS)
 def test_documented_command_of_another_program_is_valid(command, tmp_path, monkeypatch):
-    """Its flags are read; the files, folders and packages that it needs are there."""
+    """Its flags are parsed, with stand-ins for the files, folders and packages that it needs."""
     monkeypatch.chdir(tmp_path)
     program, *words = documents.words_of(command)[1][1:]
     module = importlib.import_module(program.removesuffix(".py"))
@@ -100,7 +101,7 @@ def test_documented_command_of_another_program_is_valid(command, tmp_path, monke
     module.parse(words)
 
 
-def test_every_other_command_starts_what_is_there():
+def test_every_other_command_starts_something_that_exists():
     rest = [command for command in COMMANDS if command not in SHELL + PYTHON + VERBS]
     for command in rest:
         words, program = documents.words_of(command)[1], program_of(command)
@@ -124,8 +125,8 @@ TINY = ["--model_type", "ViT-Nano_2", "--pretrained_dir", str(ROOT / "assets/ViT
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A folder with photographs in which the lines of README.md have run, with a small model and 2 steps; without what the shell
-    does behind a > or |."""
+    """Run the commands of README.md in a folder with photographs, with a small model and 2 steps, without the shell's part of a
+    command (behind > or |). Return the folder."""
     folder, request = tmp_path_factory.mktemp("story"), pytest.MonkeyPatch()
     with request.context() as patch:
         patch.chdir(folder)
@@ -171,7 +172,7 @@ def test_commands_are_found():
     assert len(SHELL) > 50 and len(PYTHON) > 20 and len(VERBS) > 20
 
 
-def test_links_lead_to_pages_and_headings():
+def test_links_point_to_existing_pages_and_headings():
     for name, text in documents.pages().items():
         for link in documents.links(text):
             path, _, anchor = link.partition("#")
@@ -207,7 +208,7 @@ def test_every_page_can_be_reached_from_the_readme():
     assert {name for name in documents.pages() if not name.startswith("tests/")} <= reached
 
 
-def test_the_table_of_models_in_the_readme_is_what_auto_takes():
+def test_the_readme_lists_the_models_that_auto_chooses():
     section = README.split("## Which model, and how long?")[1].split("\n## ")[0]
     assert re.findall(r"^\| [CG]PU, .* \| `(\S+)` \|", section, re.MULTILINE) == [
         row["model"] for device in ("cpu", "cuda") for row in reversed(configs.MODEL_OF_MACHINE) if row["device"] == device]
@@ -236,7 +237,7 @@ def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
     assert all(f"`{name}`" in section + ZOO for name in list_models())
 
 
-def test_every_name_in_the_zoo_has_the_url_it_is_downloaded_from():
+def test_every_name_in_the_zoo_has_its_download_url():
     rows = re.findall(r"^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*\((https?://[^)]+)\)|^\| `([^`]+/[^`]+)` \| `([^`]+)` \|.*<(https?://[^>]+)>",
                       ZOO, re.MULTILINE)
     rows = [[part for part in row if part] for row in rows]
@@ -252,7 +253,7 @@ VIEWS = re.findall(r"^\| `([\w+*/-]+)` \| ([\w, ]+?)(?: \\\*)? \| (\d+) \| (\w+)
 
 
 def view_of(name: str, source: str) -> tuple[int, str, float] | None:
-    """Image size, interpolation and crop by which the page says that `source` evaluates a published file."""
+    """Return image size, interpolation and crop with which, by the page, `source` evaluates a published file."""
     for pattern, sources, *view in VIEWS:
         if fnmatch.fnmatchcase(name, pattern) and source in sources.split(", "):
             size, interpolation, crop = view
@@ -261,7 +262,7 @@ def view_of(name: str, source: str) -> tuple[int, str, float] | None:
     return None
 
 
-def test_every_published_head_of_imagenet_says_how_its_figure_is_reproduced():
+def test_every_published_imagenet_head_has_the_settings_that_reproduce_its_accuracy():
     heads = [(name, int(size)) for name, size, head, _ in FILES if head == "1000" and not name.startswith("gsam/")]
     without = {"imagenet21k", "gsam", "dinov2", "deit3"}
     assert {name.partition("/")[0] for name, _ in heads} == {"augreg", *PUBLISHED, *META_FILES} - without
@@ -274,7 +275,7 @@ def test_every_published_head_of_imagenet_says_how_its_figure_is_reproduced():
 
 
 @pytest.mark.reference
-def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
+def test_the_page_lists_timms_files_with_timms_settings_of_evaluation():
     models = pytest.importorskip("timm.models")
     known = {url: (name, head) for name, _, head, url in FILES}
     fetched = [theirs for theirs in map(models.get_pretrained_cfg, models.list_pretrained()) if re.search(
@@ -286,7 +287,7 @@ def test_the_page_has_the_files_of_timm_and_evaluates_them_as_timm_does():
         assert theirs.crop_mode == "center"
 
 
-def test_what_is_made_of_rows_is_as_its_script_makes_it():
+def test_generated_tables_are_up_to_date():
     assert zoo_page.page(ZOO) == ZOO, "run python tests/support/zoo_page.py"
     tables = "MODEL_ZOO|docs/(recipe_|expected|measured|checkpoint)"
     pages = [text for name, text in documents.pages().items() if re.match(tables, name)]
@@ -295,7 +296,7 @@ def test_what_is_made_of_rows_is_as_its_script_makes_it():
     assert all(zoo_page.owner(model) or model == EMBEDDED_MODEL for model in list_models())
 
 
-def test_the_overview_of_recipes_says_which_start_from_scratch():
+def test_the_overview_of_recipes_marks_those_that_start_from_scratch():
     table = documents.pages()["docs/recipe_tables.md"]
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (scratch|trained weights) \| .+ \|$", table, re.MULTILINE))
     scratch = {name for name, row in configs.RECIPES.items() if row.get("pretrained_dir") == "none"}
@@ -305,7 +306,7 @@ def test_the_overview_of_recipes_says_which_start_from_scratch():
     assert set(re.findall(r"`([\w-]+)`", named)) == scratch
 
 
-def test_no_example_on_images_of_one_s_own_starts_from_scratch():
+def test_no_example_on_own_images_starts_from_scratch():
     own = [parse(words) for words in (documents.words_of(line)[1][2:] for line in PYTHON) if {"folder", "csv"} & set(words)]
     own += [dict(word.split("=", 1) for word in shlex.split(line) if re.match("[A-Z_]+=", word)) for line in SHELL
             if re.search("DATASET=(folder|csv)", line)]
@@ -320,7 +321,7 @@ RECIPE_TABLES = {"photos": documents.pages()["docs/recipe_photos.md"]} | {
 
 
 @pytest.mark.parametrize("recipe", configs.RECIPES)
-def test_the_table_of_a_recipe_holds_its_row(recipe):
+def test_the_table_of_a_recipe_has_its_settings(recipe):
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.+) \|$", RECIPE_TABLES[recipe], re.MULTILINE)
     given = parse([word for flag, here, _ in rows for word in (f"--{flag}", here)])
     row = {name: value for name, value in configs.RECIPES[recipe].items() if name != "function"}
@@ -332,7 +333,7 @@ def test_every_default_checkpoint_can_be_found():
         assert model == EMBEDDED_MODEL or published_name(model), model
 
 
-def test_the_page_on_other_programs_has_every_name():
+def test_the_page_on_other_programs_lists_every_accepted_and_refused_name():
     page = (ROOT / "docs" / "other_programs.md").read_text()
     _, taken = page.split("\n## Accepted")
     taken, refused = taken.split("\n## Refused")
@@ -343,7 +344,7 @@ def test_the_page_on_other_programs_has_every_name():
         assert re.search(rf"^\| .*`--?{name}`.* \| {re.escape(why)} \|$", refused, re.MULTILINE), name
 
 
-def test_named_files_exist():
+def test_files_named_in_the_documents_exist():
     of_others = "MODEL_ZOO|docs/(other_programs|recipe_tables|expected)"          # they name files of other programs
     pages = {name: text for name, text in documents.reader_pages().items() if not re.match(of_others, name)}
     path = r"`((?:models|utils|assets|tests|docs|benchmarks)/[\w./-]*|(?!test_)\w+\.(?:py|sh|md|ipynb))`"
@@ -352,7 +353,7 @@ def test_named_files_exist():
             assert (ROOT / name).exists(), f"{page}: {name}"
 
 
-def test_the_tables_of_promises_are_those_that_were_recorded():
+def test_the_tables_of_promises_match_the_recorded_results():
     recorded = json.loads((ROOT / "docs" / "reliability.json").read_text())
     for name in figures.TABLES:
         text = documents.pages()[f"docs/{name}"]

@@ -1,4 +1,4 @@
-"""export.py: every format of every family through the command line; what is written is a checkpoint here too; bad input."""
+"""export.py through the command line: every format of every family, reading the export back as a checkpoint, bad input."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ READ = {"exif": "off", "intensity_range": (0, 4095), "alpha": "mask"}
 
 
 def folder_of(family: str, own: dict | None = None, **settings) -> Path:
-    """The exported folder of a run of that family."""
+    """Export a run of that family to a folder and return the folder."""
     save_run(Path("output/r"), family, own, READ, **settings)
     assert run("output/r", "--to", "folder", "--output", "exported") == 0
     return Path("exported")
@@ -70,7 +70,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("family", FAMILIES | MECHANISMS)
 def test_an_exported_folder_is_the_run(family, capsys):
-    """The same model, classes, view of images and files of images; and an export of it is the same, byte for byte."""
+    """It has the same model, classes, preprocessing and way to read image files. An export of the folder is the same, byte for
+    byte."""
     kind, _, size = (FAMILIES | MECHANISMS)[family]
     crop = {"eval_crop": 0.75 if isinstance(size, int) else 0.0}
     folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
@@ -94,8 +95,8 @@ def test_an_exported_folder_is_the_run(family, capsys):
     assert (note in capsys.readouterr().out) == (note[1:] in Path("again/README.md").read_text()) == (family == "hybrid")
 
 
-def test_what_shapes_cannot_tell_is_kept():
-    """How the model computes, its heads, and a grid that has as many patches as a square one."""
+def test_settings_that_do_not_follow_from_shapes_are_kept():
+    """How the model computes, its number of heads, and a grid with as many patches as a square one."""
     own = {"num_heads": 6, "gelu": "erf", "norm_eps": 1e-5, "position_resize": "bicubic", "mean": (0.4, 0.5, 0.6),
            "img_size": (16, 64)}
     save_run(Path("output/r"), "vit", {key: own[key] for key in own if key != "img_size"})
@@ -112,8 +113,8 @@ def test_what_shapes_cannot_tell_is_kept():
     assert same_state(open_model("a").model, model)
 
 
-def test_averaged_weights_are_the_ones_that_are_written():
-    """And from the folder the same file is written as from the run."""
+def test_averaged_weights_are_exported():
+    """And the folder exports to the same file as the run."""
     folder = folder_of("gap", ema_decay=0.9)
     assert run("output/r", "--to", "npz", "--output", "a.npz") == run(folder, "--to", "npz", "--output", "b.npz") == 0
     averaged = torch.load("output/r/best.pt", weights_only=True)["ema"]
@@ -122,7 +123,7 @@ def test_averaged_weights_are_the_ones_that_are_written():
     assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
 
-def test_a_run_without_its_best_is_written_as_its_newest_and_a_line_says_so(capsys):
+def test_a_run_without_best_is_exported_from_its_newest_checkpoint_with_a_note(capsys):
     save_run(Path("output/r"), "gap")
     for step in (5, 7):
         shutil.copy("output/r/best.pt", f"output/r/step-{step:08d}.pt")
@@ -133,8 +134,8 @@ def test_a_run_without_its_best_is_written_as_its_newest_and_a_line_says_so(caps
 
 
 def test_evaluating_and_fine_tuning_the_folder_gives_the_run_s_figures(capfd, monkeypatch):
-    """train.py --eval_only, of the run and of its exported folder: every figure, in the same words. Trained on, they are the same
-    weights after each step."""
+    """train.py --eval_only prints the same lines for the run and its exported folder. Fine-tuning from either logs the same
+    values and ends with the same weights."""
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
     digits = datasets.digits("")
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda _: dataclasses.replace(digits, val=Subset(digits.val, range(60))))
@@ -157,7 +158,7 @@ def test_evaluating_and_fine_tuning_the_folder_gives_the_run_s_figures(capfd, mo
 
 
 def test_pictures_of_the_folder_are_those_of_the_run():
-    """What the model sees, answers and attends to."""
+    """The model's input, prediction and attention."""
     folder = folder_of("cait")
     photo().save("p.png")
     run_itself, exported = (
@@ -168,10 +169,10 @@ def test_pictures_of_the_folder_are_those_of_the_run():
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(run_itself.maps, exported.maps))
 
 
-def test_a_program_that_asks_the_folder_gets_the_run_s_answers():
-    """Of a run that evaluated with mirror images, as most do whose data may be mirrored."""
+def test_predictions_of_the_folder_are_those_of_the_run():
+    """For a run that evaluated with mirror images, as most runs do whose data may be mirrored."""
     folder, image = folder_of("vit", tta="flip"), photo()
-    save_run(Path("output/s"), "vit", tta="flip")                # which does not say how it read its images
+    save_run(Path("output/s"), "vit", tta="flip")                # a run that does not store how it read its images
     assert run("output/s", "--to", "folder", "--output", "unread") == run("unread", "--to", "folder", "--output", "again") == 0
     assert contents(Path("unread")) == contents(Path("again"))
     expected, *found = (models.load_model(path).predict(image, top_k=10) for path in ("output/r", folder, "unread"))
@@ -182,7 +183,7 @@ def test_a_program_that_asks_the_folder_gets_the_run_s_answers():
     assert models.load_model(folder).predict(image, top_k=10) != expected
 
 
-def test_the_card_says_what_no_config_can(capsys):
+def test_the_model_card_has_what_the_config_cannot_hold(capsys):
     save_run(Path("output/r"), "vit", interpolation="bicubic", tta="flip", recipe="digits")
     events = [{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 200},
               {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
@@ -198,8 +199,8 @@ def test_the_card_says_what_no_config_can(capsys):
     assert "0.9" not in card and "9.0" not in card
 
 
-def test_a_checkpoint_without_what_training_needs():
-    """People take the optimizer's state and the counters out of what they pass on."""
+def test_a_checkpoint_without_training_state_is_exported():
+    """People remove the optimizer's state and the counters before they share a checkpoint."""
     save_run(Path("output/r"), "vit", class_weights=",".join(["1.5"] * 10))
     content = torch.load("output/r/best.pt", weights_only=True)
     torch.save({key: content[key] for key in ("format", "model", "architecture", "classes", "config")}, "passed-on.pt")
@@ -211,13 +212,13 @@ def test_a_checkpoint_without_what_training_needs():
 
 
 def averaged_model() -> "models.ImageTransformer":
-    """Of output/r, with its averaged weights"""
+    """Return the model of output/r with its averaged weights."""
     model, averaged = models.load_model("output/r/best.pt"), torch.load("output/r/best.pt", weights_only=True)["ema"]
     model.load_state_dict(averaged)
     return model
 
 
-def test_names_for_a_model_that_has_none():
+def test_class_names_are_added_to_a_model_without_names():
     models.save_timm(models.create_model("ViT-Nano_2", 3), "nameless.pth")
     Path("names.txt").write_text("ant\nbee\n\u00e7\n", encoding="utf-8")
     assert run("nameless.pth", "--to", "folder", "--output", "a", "--class_names", "names.txt") == 0
@@ -227,7 +228,7 @@ def test_names_for_a_model_that_has_none():
 
 @pytest.mark.slow
 def test_a_program_of_torch_runs_without_this_project(capsys):
-    """In another folder, in a Python that cannot see the project; any batch; with the names of the classes beside it."""
+    """In another folder, in a Python that cannot import the project, with any batch size. It contains the class names."""
     save_run(Path("output/r"), "cait", {"sigmoid_attention": "last"}, ema_decay=0.9)
     assert run("output/r", "--to", "torch", "--output", "model.pt2") == 0
     assert "verified with torch.export.load, batches of 1 and 5: logits differ by" in capsys.readouterr().out
@@ -247,8 +248,8 @@ assert not {"models", "utils", "configs"} & set(sys.modules)
     assert str(Path(export.__file__).parent).encode() not in Path("model.pt2").read_bytes()
 
 
-def test_google_s_layout(capsys):
-    """Square ones alone; what it cannot say of the model is said."""
+def test_google_s_layout_warns_of_what_it_cannot_hold(capsys):
+    """It only holds square models."""
     save_run(Path("output/gap"), "gap")
     save_run(Path("output/erf"), "gap", {"gelu": "erf"})
     assert run("output/gap", "--to", "npz", "--output", "a.npz") == run("output/erf", "--to", "npz", "--output", "b.npz") == 0
@@ -261,7 +262,7 @@ def test_google_s_layout(capsys):
 @pytest.mark.reference
 @pytest.mark.parametrize("family", [*FAMILIES, "sigmoid", "DINOv3", "PE", "AIMv2"])
 def test_onnx_of_every_family(family, capsys):
-    """Any batch; names of classes and preprocessing as metadata; nothing of this machine in the file; another opset."""
+    """With any batch size, class names and preprocessing as metadata, no path of this machine in the file, and another opset."""
     onnxruntime, own = pytest.importorskip("onnxruntime"), {"sigmoid_attention": "last"} if family == "sigmoid" else {}
     own["num_layers"] = 1                                   # the exporter takes seconds a layer
     pytest.importorskip("onnxscript")
@@ -286,7 +287,7 @@ def test_onnx_of_every_family(family, capsys):
         assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
 
 
-def test_without_onnx_the_command_that_installs_it(monkeypatch, capsys):
+def test_missing_onnx_is_reported_with_the_command_that_installs_it(monkeypatch, capsys):
     save_run(Path("output/r"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run("output/r", "--to", "onnx", "--output", "a.onnx") == 2
@@ -301,8 +302,8 @@ def test_without_onnx_the_command_that_installs_it(monkeypatch, capsys):
 @pytest.mark.reference
 @pytest.mark.parametrize("family", [*FAMILIES, "cropped", *MECHANISMS])
 @torch.inference_mode()
-def test_timm_and_transformers_open_it(family):
-    """The same logits and classes, and from a photo the same pixels."""
+def test_timm_and_transformers_open_the_folder(family):
+    """They compute the same logits, have the same classes, and turn a photo into the same pixels."""
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
     settings = {"interpolation": "bicubic", "eval_crop": 0.8} if family in ("cropped", "hybrid", "SigLIP") else {"eval_crop": 0}
     folder = folder_of("gap" if family == "cropped" else family, **settings)
@@ -322,7 +323,7 @@ def test_timm_and_transformers_open_it(family):
     assert (model(images).logits - ours.model(images)).abs().max() < limit
     assert list(model.config.id2label.values()) == CLASSES
     if family == "grey":
-        return                                  # its processor makes three channels of every image: said in the card
+        return                                  # its processor makes three channels of every image: the model card says so
     pixels = transformers.AutoImageProcessor.from_pretrained(str(folder))(picture, return_tensors="pt")["pixel_values"][0]
     assert (pixels - expected).abs().max() < 1e-6
     best = transformers.pipeline("image-classification", model=str(folder), device="cpu")(picture, top_k=3)
@@ -334,8 +335,8 @@ def test_timm_and_transformers_open_it(family):
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(capsys):
-    """Whatever is wrong with the model, the output or the flags."""
+def test_bad_input_is_reported_in_one_line_and_leaves_no_files(capsys):
+    """Errors in the model, the output and the flags."""
     save_run(Path("output/r"))
     save_run(Path("output/sigmoid"), own={"sigmoid_attention": "last"})
     save_run(Path("output/crop"), eval_crop=0.5)
@@ -376,8 +377,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
 
 @pytest.mark.parametrize("to", ["folder", "npz", pytest.param("torch", marks=pytest.mark.slow),
                                 pytest.param("onnx", marks=pytest.mark.reference)])
-def test_a_write_that_fails_leaves_nothing(to, capsys):
-    """Amid the file: here where it grows above a limit, as on a full disk."""
+def test_a_write_that_fails_leaves_no_file(to, capsys):
+    """In the middle of the file: it grows above a limit, as on a full disk."""
     if to == "onnx":
         pytest.importorskip("onnxscript")
     save_run(Path("output/r"), "gap")
@@ -393,7 +394,7 @@ def test_a_write_that_fails_leaves_nothing(to, capsys):
 
 
 @pytest.mark.parametrize("to", ["folder", "npz"])
-def test_a_full_disk_leaves_nothing(to, monkeypatch, capsys):
+def test_a_full_disk_leaves_no_file(to, monkeypatch, capsys):
     save_run(Path("output/r"), "gap")
 
     def full(*arguments, **more):
@@ -407,7 +408,7 @@ def test_a_full_disk_leaves_nothing(to, monkeypatch, capsys):
     assert os.listdir() == ["output"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(monkeypatch, capsys):
+def test_an_unwritable_folder_is_reported_before_the_model_is_read(monkeypatch, capsys):
     def forbidden(*arguments, **more):
         raise PermissionError(13, "Permission denied")
 
@@ -416,7 +417,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_read(monkey
     assert "export.py: error: --output .: . cannot be written (Permission denied)" in capsys.readouterr().err
 
 
-def test_stopped_while_it_writes(monkeypatch, capsys):
+def test_a_stop_during_the_write_leaves_no_file(monkeypatch, capsys):
     save_run(Path("output/r"), "gap")
     monkeypatch.setattr("utils.build.export.save_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("output/r", "--to", "folder", "--output", "a") == process.EXIT_PREEMPTED

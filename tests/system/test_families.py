@@ -1,5 +1,5 @@
-"""The whole way of a model of each mechanism of today's families, from a folder of timm or transformers: fine-tuned without the
-name of a model, stopped, resumed, evaluated, drawn, asked for labels, exported, and the export asked too.
+"""A model with each mechanism of today's families, from a folder of timm or transformers to the end: fine-tuned without a model
+name, stopped, resumed, evaluated, drawn, used for predictions and exported; then the export is used for predictions too.
 """
 
 import csv
@@ -35,7 +35,7 @@ FLAGS = ("--optimizer", "adamw", "--learning_rate", "3e-3", "--randaugment_ops",
 
 
 def discs(root: Path, counts: dict[str, int]) -> Path:
-    """Images 44 x 40 of a disc on a gradient, whose colour is the class."""
+    """Write images of 44 x 40 pixels that show a disc on a gradient. The color of the disc is the class."""
     number = 0
     for split, count in counts.items():
         for label, name in enumerate(CLASSES):
@@ -58,14 +58,14 @@ def train_sh(folder: Path, *flags: object, **variables: object) -> subprocess.Po
 
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
-    """-> what it printed"""
+    """Wait for the end. Return what the process printed."""
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in printed, printed
     return printed
 
 
 def call(program, capfd, *words: object) -> str:
-    """-> what it printed to standard output"""
+    """Call the program. Return what it printed to standard output."""
     capfd.readouterr()
     code = program.main([str(word) for word in words])
     printed = capfd.readouterr()
@@ -78,7 +78,7 @@ def rows(printed: str) -> list[dict]:
 
 
 def check_the_model(run: Path, folder: Path, name: str) -> None:
-    """The folder is described rightly; the run has its sizes and its view of images."""
+    """Assert that the folder is described correctly, and that the run has its sizes and its preprocessing."""
     start, model = MECHANISMS[name], load_model(run)
     assert describe(str(folder))[1].startswith(f"model: {start.said} (MODEL_TYPE={start.row}, with the sizes of the file)")
     assert model.config.classifier == start.reads and model.config.num_heads == HEADS and model.img_size == (32, 32)
@@ -86,7 +86,7 @@ def check_the_model(run: Path, folder: Path, name: str) -> None:
 
 
 def evaluated(monkeypatch, capfd, *flags: object) -> tuple[dict, str]:
-    """-> (the figures of each split, what was printed of them)"""
+    """Evaluate. Return (metrics by split, the printed lines about them)."""
     kept = {}
     with monkeypatch.context() as patch:
         real = summary.print_evaluation
@@ -97,7 +97,8 @@ def evaluated(monkeypatch, capfd, *flags: object) -> tuple[dict, str]:
 
 
 def check_evaluation_and_predictions(run: Path, data: Path, folder: Path, monkeypatch, capfd) -> None:
-    """predict.py counts as --eval_only does, to the last image; the exported folder is the run in both."""
+    """Assert that predict.py counts what --eval_only counts, to the last image, and that the exported folder gives the results
+    of the run in both."""
     figures, printed = evaluated(monkeypatch, capfd, "--resume_path", run / "best.pt")
     again, of_folder = evaluated(monkeypatch, capfd, "--pretrained_dir", folder, "--head", "keep", "--dataset", "folder",
                                  "--data_dir", data, "--precision", load_state(run / "best.pt").config["precision"])
@@ -115,7 +116,7 @@ def check_evaluation_and_predictions(run: Path, data: Path, folder: Path, monkey
 
 
 def check_pictures(run: Path, image: Path, place: Path, monkeypatch, capfd) -> None:
-    """Files that show something: attention over the 8 x 8 patches that is not the same everywhere."""
+    """Assert that the pictures show attention over the 8 x 8 patches that is not the same everywhere."""
     drawn, real = [], plots.save
     with monkeypatch.context() as patch:
         patch.setattr(plots, "save", lambda figure, path: (drawn.append(figure), real(figure, path)))
@@ -130,7 +131,7 @@ def check_pictures(run: Path, image: Path, place: Path, monkeypatch, capfd) -> N
 def check_the_rest(run: Path, name: str, data: Path, place: Path, monkeypatch, capfd) -> None:
     check_the_model(run, place / "start", name)
     exported = place / "exported"
-    if MECHANISMS[name].reads == "token_mean":               # which timm has not: docs/export.md
+    if MECHANISMS[name].reads == "token_mean":               # timm does not have it: docs/export.md
         call(export, capfd, run, "--to", "torch", "--output", f"{exported}.pt2")
         exported = run
     else:
@@ -139,8 +140,8 @@ def check_the_rest(run: Path, name: str, data: Path, place: Path, monkeypatch, c
     check_pictures(run, next((data / "test").rglob("*.png")), place, monkeypatch, capfd)
 
 
-def test_the_way_of_one_mechanism(tmp_path, run_train, monkeypatch, capfd):
-    """In this process; by the scripts, and for all of them: below."""
+def test_one_mechanism_from_start_folder_to_export(tmp_path, run_train, monkeypatch, capfd):
+    """In this process. The next test runs the scripts, for all mechanisms."""
     name, data = "DINOv2 with registers", discs(tmp_path / "data", {"train": 8, "val": 4, "test": 5})
     start = start_folder(tmp_path / "start", name)
     whole_and_killed(run_train, monkeypatch, "--dataset", "folder", "--data_dir", data, "--pretrained_dir", start, *FLAGS)
@@ -149,7 +150,7 @@ def test_the_way_of_one_mechanism(tmp_path, run_train, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_the_way_of_every_mechanism(name, tmp_path, tries, monkeypatch, capfd):
+def test_every_mechanism_from_start_folder_to_export(name, tmp_path, tries, monkeypatch, capfd):
     if not tries(0, 1):
         pytest.skip("half a minute each: with --full")
     data, start = discs(tmp_path / "data", {"train": 20, "val": 4, "test": 5}), start_folder(tmp_path / "start", name)

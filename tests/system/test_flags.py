@@ -17,11 +17,11 @@ from utils.config import FLAGS, parse, types
 ROOT = Path(__file__).resolve().parents[2]
 parse_args = get_args_parser().parse_args
 PROMISE = ("P24", "every flag and every variable reaches the program as it was typed")
-# Values of text that a shell, argparse or the launcher might take for something else.
+# Text values that a shell, argparse or the launcher might misread.
 ODD = ["a b", "it's", 'say "no"', "$HOME `id` $(id) *", "Größe 画像 🙂", "back\\slash\\", "a;b&c|d>e", "line\nbreak", "tab\t",
        " ends ", "#no comment", "~/x", "{a,b}", "!!", "%s%n", "=x=", ""]
 DASHED = ["-d", "-my data", "--no", "--nproc_per_node", "-1e-3", "--max_restarts=3"]
-# One value for each kind that is no text.
+# Values for each type that is not text.
 TYPED = {
     types.channel_values: ["0.485,0.456,0.406"], types.channel_widths: ["0.229,0.224,0.225"],
     types.run_name: ["Run_1.2+x-3", "0"], types.image_size: ["224", "224x160"], types.increasing_steps: ["200,300,400"],
@@ -33,7 +33,7 @@ TYPED = {
 
 
 def spellings(name: str) -> list[tuple[list[str], object]]:
-    """-> the words of the flag, as one may type it, and what train.py has to make of them"""
+    """Return the ways to type the flag, each with the value that train.py has to read."""
     kind = FLAGS[name].type
     if kind is None:
         return [([f"--{name}"], True)]
@@ -46,7 +46,7 @@ def spellings(name: str) -> list[tuple[list[str], object]]:
 
 @pytest.mark.contract(*PROMISE)
 def test_the_launcher_takes_no_flag_for_its_own(figure):
-    """Each flag by itself, in every spelling: argparse searches all words for options before it passes the rest on."""
+    """One flag at a time, in every spelling: argparse searches all words for options before it passes the rest on."""
     nodes = ["--nnodes", "2", "--rdzv_backend", "nodes", "--rdzv_endpoint", "a:29500", "--rdzv_conf", "rank=1",
              "--max_restarts", "3"]
     tried = 0
@@ -63,10 +63,10 @@ def test_the_launcher_takes_no_flag_for_its_own(figure):
     figure(f"spellings of {len(FLAGS)} flags read by torchrun", tried)
 
 
-# Takes the place of train.py, and of Python where no launcher is wanted.
+# Replaces train.py, and Python where no launcher is needed.
 NOTE = """
 import json, os, sys
-if "VIT_CHECK" in os.environ:           # train.sh asks whether the flags can be, before it starts torchrun
+if "VIT_CHECK" in os.environ:           # train.sh checks the flags before it starts torchrun
     sys.exit()
 with open(os.path.join(os.environ["NOTES"], os.environ.get("RANK", "script")), "a") as stream:
     stream.write(json.dumps({"argv": sys.argv[1:], "folder": os.getcwd(), "env": dict(os.environ)}) + "\\n")
@@ -79,7 +79,7 @@ exec "$REAL_PYTHON" -I "$NOTES/note.py" "$@"
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the scripts in a folder whose name needs care, with a train.py that notes what it is given."""
+    """Return a copy of the scripts, in a folder whose name needs quotes, with a train.py that records its arguments."""
     place = tmp_path / "my $pro 'ject ü"
     shutil.copytree(ROOT / "utils", place / "utils", ignore=shutil.ignore_patterns("__pycache__", "page"))
     for name in ("train.sh", "train_fp16.sh", "requirements.txt"):
@@ -92,7 +92,7 @@ def project(tmp_path):
 
 
 def launch(project: Path, *flags: str, script: str = "train.sh", python: Path | None = None, **variables: str) -> list[dict]:
-    """-> what was noted, by each process"""
+    """Start the script. Return what each process recorded."""
     notes = project.parent
     unset = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIT_LAUNCH", *VARIABLES)
     environment = {name: value for name, value in os.environ.items() if name not in unset}
@@ -109,7 +109,7 @@ def launch(project: Path, *flags: str, script: str = "train.sh", python: Path | 
 
 @pytest.mark.contract(*PROMISE)
 def test_every_flag_goes_through_the_script(project, figure):
-    """train.sh and train_fp16.sh, beside a Python that notes what it is started with."""
+    """train.sh and train_fp16.sh, with a Python that records its arguments."""
     given = [word for name in FLAGS for words, _ in spellings(name) for word in words]
     for script in ("train.sh", "train_fp16.sh"):
         noted, = launch(project, *given, script=script)
@@ -119,7 +119,7 @@ def test_every_flag_goes_through_the_script(project, figure):
 
 @pytest.mark.contract(*PROMISE)
 def test_every_variable_goes_through_the_script(project, tries, figure):
-    """All at once; those of text with every odd value in turn. One that is set to nothing is as good as not set."""
+    """All at once, the text variables with every odd value in turn. An empty variable counts as not set."""
     texts = [name for name in VARIABLES if FLAGS[flag_of(name)].type in (str, types.user_path)]
     values = [value for value in [*ODD, *DASHED] if value]
     for number in range(0, len(values), tries(8, 1)):
@@ -132,7 +132,7 @@ def test_every_variable_goes_through_the_script(project, tries, figure):
 @pytest.mark.slow
 @pytest.mark.contract(*PROMISE)
 def test_every_flag_and_variable_goes_through_torchrun(project, figure):
-    """One launch of two processes with all of them, in a folder whose name needs care."""
+    """One launch of two processes with all of them, in a folder whose name needs quotes."""
     given = [word for name in FLAGS for words, _ in spellings(name) for word in words]
     launched = {"NPROC": "2", "MAX_RESTARTS": "2", "OMP_NUM_THREADS": "3", "WANDB_API_KEY": "a key"}
     found = launch(project, *given, python=Path(sys.executable), **launched, **VARIABLES)
@@ -148,7 +148,7 @@ def test_every_flag_and_variable_goes_through_torchrun(project, figure):
 
 
 def test_folders_with_odd_names_are_used(run_train, tmp_path, monkeypatch):
-    """The program's working folder, its data, its results and what it resumes."""
+    """The working folder, the data, the output and the resumed run."""
     home = tmp_path / "a b 'c' ü"
     home.mkdir()
     monkeypatch.chdir(home)

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Tests that need a GPU. They are skipped where there is none."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_losses_are_those_of_the_cpu(run_train, flags, tolerance):
         assert gpu == pytest.approx(cpu, rel=tolerance)
 
 
-# What does not draw on the device: crops, RandAugment and erasing are drawn on the CPU, mixing by numpy.
+# Only features whose random numbers are not drawn on the device: crops, RandAugment and erasing use the CPU, mixing numpy.
 EVERYTHING = [
     "--augmentation", "crop", "--randaugment_ops", 2, "--random_erasing", 0.5, "--mixup_alpha", 0.8, "--cutmix_alpha", 1,
     "--label_smoothing", 0.1, "--class_weights", "balanced", "--ema_decay", 0.5, "--layer_decay", 0.8, "--distillation", "soft",
@@ -39,7 +39,7 @@ EVERYTHING = [
 
 
 def test_mixing_averaging_and_distilling_are_those_of_the_cpu(run_train):
-    """The images are mixed on the device, and the teacher stands there."""
+    """The images are mixed on the device, where the teacher runs too."""
     assert run_train("--name", "teacher", "--learning_rate", 0.01) == 0
     assert run_train("--name", "cpu", "--num_steps", 6, "--eval_every", 3, *EVERYTHING) == 0
     assert run_train("--name", "gpu", *FLAGS, *EVERYTHING) == 0
@@ -52,7 +52,7 @@ def test_mixing_averaging_and_distilling_are_those_of_the_cpu(run_train):
 
 @pytest.mark.parametrize("more", [[], ["--ema_decay", 0.5, "--mixup_alpha", 1, "--drop_path_rate", 0.3, "--dropout_rate", 0.1]],
                          ids=["plain", "with an average, mixing and dropout"])
-def test_resume_on_the_gpu(run_train, more):
+def test_a_run_on_the_gpu_resumes(run_train, more):
     flags = [*FLAGS, "--fp16", "--save_every", 3, *more]
     assert run_train("--name", "whole", *flags) == 0
     assert run_train("--name", "parts", *flags) == 0
@@ -72,7 +72,7 @@ def test_labels_are_those_of_the_cpu(run_train):
 
 
 @pytest.mark.slow
-def test_all_gpus_through_the_script(run_script):
+def test_the_script_uses_the_gpus(run_script):
     done = run_script("train.sh", "--num_steps", "4", "--eval_every", "4")
     assert done.returncode == 0 and torch.cuda.get_device_name() in done.stdout, done.stderr
 
@@ -82,7 +82,7 @@ def test_all_gpus_through_the_script(run_script):
 @pytest.mark.parametrize(("fault", "words"), [
     (signal.SIGKILL, "has ended"), (signal.SIGSTOP, "did not answer within 20 s (--rank_timeout)")], ids=["killed", "stopped"])
 def test_a_lost_process_is_named_and_leaves_its_code(tmp_path, fault, words):
-    """NCCL's watchdog would abort the other one, after minutes and without a code."""
+    """NCCL's watchdog would abort the other process, after minutes and without an exit code of ours."""
     launched = rig.script(tmp_path, "--device", "cuda", "--num_steps", "1000000", "--rank_timeout", "20", NPROC=2, GPUS="0,1")
     log = tmp_path / "output" / "run" / "log.jsonl"
     rig.until(lambda: log.exists() and '"train"' in log.read_text(), 300, "the first step")

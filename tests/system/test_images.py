@@ -1,4 +1,4 @@
-"""Images as people have them are learnt: 16 bits of which few are used, photographs of phones, shapes in the alpha channel."""
+"""Training works on unusual images: 16 bits of which few are used, photographs of phones, shapes in the alpha channel."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FLAGS = ["--dataset", "folder", "--data_dir", "tree", "--recipe", "digits", "--m
 
 
 def striped(label: int, random, low: int, high: int) -> np.ndarray:
-    """(16, 16) of values around `low`, in one class with stripes up to `high`"""
+    """Return (16, 16) values around `low`, for class 1 with stripes up to `high`."""
     values = random.integers(low, low + (high - low) // 4, (16, 16))
     values[::4] += label * (high - low) * 3 // 4
     return values
@@ -33,7 +33,7 @@ def twelve_bits_signed(path: Path, label: int, number: int, random) -> None:
 
 
 def phone(path: Path, label: int, number: int, random) -> None:
-    """Light at the bottom or on the right; every second one is stored turned."""
+    """Write an image that is light at the bottom or on the right. Every second one is stored rotated."""
     pixels = random.integers(0, 100, (16, 16, 3)).astype(np.uint8)
     side = pixels if label else pixels.swapaxes(0, 1)
     side[10:] += 150
@@ -61,7 +61,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_are_learnt_and_read_alike_ever_after(kind, run_train, tmp_path, monkeypatch, capsys):
+def test_a_run_learns_from_them_and_keeps_the_way_to_read_them(kind, run_train, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write, line, rule = KINDS[kind]
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""docs/promises.md: what is killed at any instant and resumed comes to the same end, bit for bit."""
+"""docs/promises.md: a run that is killed at any instant and resumed ends with the same result, bit for bit."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from utils.run import checkpoint
 
 
 def slow_disk(rank: int) -> None:
-    """Every write of a checkpoint takes its time, so that kills land inside."""
+    """Slow down every write of a checkpoint, so that some kills happen during a write."""
     sync = os.fsync
     os.fsync = lambda descriptor: (time.sleep(0.06), sync(descriptor), time.sleep(0.06))
 
@@ -24,13 +24,13 @@ def ended(process: int) -> bool:
 
 
 def training(folder: Path) -> list[dict]:
-    """Steps and evaluations of the log, without what differs from session to session."""
+    """Return steps and evaluations of the log, without the values that differ from session to session."""
     return [{key: value for key, value in event.items() if key not in ("images_per_second", "seconds", "data_wait")}
             for event in rig.events(folder) if event["event"] in ("train", "eval")]
 
 
 def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows."""
+    """Return the curves that TensorBoard shows."""
     reader = EventAccumulator(str(folder / "logs" / "run"), size_guidance={"scalars": 0})
     reader.Reload()
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]
@@ -42,7 +42,7 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize("workers", [2, 0])
 def test_kill_at_any_instant(workers, tmp_path, uninterrupted, tries, figure):
     if not workers and not tries(0, 1):
-        pytest.skip("with workers alone, but for --full")
+        pytest.skip("only with workers, unless --full")
     flags, chance = ("--gradient_accumulation_steps", 2, "--num_workers", workers), random.Random(workers)
     whole, untouched = uninterrupted("--gradient_accumulation_steps", "2", "--num_workers", "0")
     kills = inside = runs = lost = 0
@@ -92,9 +92,9 @@ def test_loader_workers_change_nothing(tmp_path, uninterrupted, tries, figure):
 @pytest.mark.contract("P1")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_group_resumes_bit_for_bit(ranks, tmp_path, uninterrupted, tries, figure):
-    """With four processes DistributedDataParallel alone would not: it orders its buckets by the first step of each process."""
+    """With four processes plain DistributedDataParallel would not: it orders its buckets by the first step of each process."""
     if ranks > 2 and not tries(0, 1):
-        pytest.skip("two processes, but for --full")
+        pytest.skip("only with two processes, unless --full")
     flags = ("--num_steps", "15")
     whole, _ = uninterrupted(*flags, ranks=ranks)
     chance, kills = random.Random(ranks), 0
@@ -141,7 +141,7 @@ def test_exact_is_the_same_on_1_2_and_4_processes(tmp_path, uninterrupted, figur
 @pytest.mark.slow
 @pytest.mark.contract("P5")
 def test_other_numbers_of_processes_keep_samples_and_losses(tmp_path, uninterrupted, tries, figure):
-    """The step's mixing, dropout and augmentation included: the micro-batches stay the same."""
+    """Including mixing, dropout and augmentation: the micro-batches stay the same."""
     _, untouched = uninterrupted("--gradient_accumulation_steps", "2", "--num_workers", "0")
     wanted = [event["loss"] for event in training(untouched) if event["event"] == "train"]
     ways = [(2, 1), (1, 2, 1)][:tries(1, 2)]

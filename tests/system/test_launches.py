@@ -23,7 +23,7 @@ def wait_for_a_step(folder: Path) -> None:
 
 
 def forked(folder: Path) -> dict[str, str]:
-    """The end of the same run on two processes that torchrun did not start: from its beginning, or from where it was stopped."""
+    """Run, or resume, the same run on two processes without torchrun. Return its final state."""
     def all_digits(rank: int) -> None:
         datasets.DATASETS["digits"] = datasets.digits
 
@@ -32,7 +32,7 @@ def forked(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """The end of the run that nobody touches."""
+    """Return the final state of an uninterrupted run."""
     return forked(tmp_path_factory.mktemp("whole"))
 
 
@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract("P3")
 def test_kills_under_torchrun(tmp_path, whole, tries, figure):
-    """MAX_RESTARTS brings a lost process back; after a kill of the launcher the script is started again."""
+    """MAX_RESTARTS restarts a lost process. After a kill of the launcher the test starts the script again."""
     chance, kills = random.Random(3), {"agent": 0, "ranks": 0}
     kinds = list(itertools.islice(itertools.cycle(["ranks", "agent"]), tries(1, 30)))
     for number, kind in enumerate(kinds):
@@ -75,7 +75,7 @@ CASES = [("everyone", signal.SIGTERM), ("script", signal.SIGUSR1), ("ranks", sig
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract("P9")
 def test_signals_to_script_launcher_and_processes(tmp_path, whole, tries, figure):
-    """Wherever a request comes in, the run is saved, train.sh ends with 143, and the next start comes to the same end.
+    """Whichever process gets the signal, the run is saved, train.sh exits with 143, and the resumed run has the same result.
 
     "group": Ctrl-C at a terminal; "everyone": what a batch system does."""
     chance, slowest = random.Random(9), 0.0
@@ -104,7 +104,7 @@ def test_signals_to_script_launcher_and_processes(tmp_path, whole, tries, figure
            wanted)
 
 
-# What a run of the rig spends nearly all its time with.
+# Flags with which a run of the rig spends nearly all its time in one phase.
 PHASES = {"step": ("--eval_every", "100000", "--save_every", "100000"),
           "evaluation": ("--eval_every", "1", "--eval_batch_size", "1", "--save_every", "100000"),
           "save": ("--eval_every", "100000", "--save_every", "1", "--hidden_size", "512", "--num_heads", "8", "--mlp_dim", "2048",
@@ -117,7 +117,7 @@ LOSSES = dict.fromkeys([("O2", "stop", "step"), ("O1", "kill", "evaluation"), *i
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract("P10", "train.sh ends with code 8 within --rank_timeout + 40 s where one process is stopped or killed")
 def test_lost_process_ends_the_script(tmp_path, tries, figure):
-    """train_fp16.sh at its default level O2 too, which sums gradients in a way of its own."""
+    """Also with train_fp16.sh at its default level O2, which sums gradients differently."""
     wanted, slowest, timeout_s = tries(1, len(LOSSES)), 0.0, tries(4, 10)
     for number, (level, fault, phase) in enumerate(list(LOSSES)[:wanted]):
         folder, victim = tmp_path / str(number), number // 2 % 2
@@ -142,8 +142,8 @@ def test_lost_process_ends_the_script(tmp_path, tries, figure):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_only_process_that_is_killed_is_reported(tmp_path):
-    """As the kernel does it when memory is used up: what to lower, and no report of torchrun's."""
+def test_a_killed_single_process_is_reported(tmp_path):
+    """As the kernel does when memory runs out: the message says what to lower, and torchrun's report is not shown."""
     launched = rig.script(tmp_path, "--num_steps", "100000", "--num_workers", "0", NPROC=1)
     wait_for_a_step(tmp_path)
     victim, = rig.processes_of_run(launched, 1)["ranks"]
@@ -155,7 +155,7 @@ def test_only_process_that_is_killed_is_reported(tmp_path):
 
 @pytest.mark.slow
 def test_error_of_one_process_gives_the_script_its_code(tmp_path):
-    """The other process loses it, but that is not the cause; and torchrun restarts nothing."""
+    """The other process loses its peer, but that is not reported as the cause. torchrun restarts nothing."""
     tree = make_tree(tmp_path / "tree", images=16)
     (tree / "train" / "bee" / "2.png").write_bytes(b"not an image")
     launched = rig.script(tmp_path, "--dataset", "folder", "--data_dir", str(tree), "--num_steps", "100000", "--num_workers", "0",
@@ -181,8 +181,8 @@ def test_a_second_signal_ends_the_script_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_request_while_the_run_is_set_up_is_not_taken_for_a_loss(tmp_path):
-    """torchrun would start the process again, and it would train on."""
+def test_a_request_to_stop_during_setup_causes_no_restart(tmp_path):
+    """If torchrun took it for a failure, it would restart the process, which would continue training."""
     launched = rig.script(tmp_path, *FLAGS, NPROC=1, MAX_RESTARTS=1)
     rig.until(lambda: rig.processes_of_run(launched, 1)["ranks"], what="the process")
     time.sleep(1.0)

@@ -62,7 +62,8 @@ class Pair:
         self.names = [f"vit{os.getpid()}{side}" for side in "ab"] if networks else []
         self.address, self.port = ("10.77.0.1", 29500) if networks else ("127.0.0.1", free_port())
         self.flags = (*FLAGS, "--rank_timeout", str(RANK_TIMEOUT_S)) if networks else FLAGS
-        # Without it node 0 alone knows, after a restart, that there is a run; node 0 that is started again has to be told.
+        # --resume_path auto. Without it only node 0 sees, after a restart, that there is a run; a node 0 that is started again
+        # needs it to resume.
         self.auto = networks or (fault.what == "launcher_again" and fault.node == 0)
 
     def __enter__(self) -> "Pair":
@@ -107,7 +108,7 @@ class Pair:
     def waits(self, number: int) -> None:
         rig.until(lambda: "is waiting for" in self.printed(number), PATIENCE_S, "the report of who is missing")
 
-    # ------------------------------------------------------------------- the faults; each returns when it has happened
+    # ------------------------------------------------------------------- the faults; each returns the time at which it happened
 
     def process(self, number: int) -> float:
         self.start_and_save()
@@ -148,7 +149,7 @@ class Pair:
 
     def power(self, _: int) -> float:
         self.start_and_save()
-        ip(f"-n {self.names[0]} link set {self.names[0]} down")         # what is killed now says good-bye to nobody
+        ip(f"-n {self.names[0]} link set {self.names[0]} down")         # no process that is killed now can close its connections
         self.kill(0)
         return time.monotonic()
 
@@ -159,27 +160,27 @@ class Pair:
         self.start(0)
         return time.monotonic()
 
-    # ------------------------------------------------------------------------------------------------- what came of it
+    # ------------------------------------------------------------------------------------------------------ the outcome
 
-    def goes_on(self) -> bool:
+    def has_resumed(self) -> bool:
         names = [event["event"] for event in rig.events(self.home)]
         return "resume" in names and "train" in names[len(names) - names[::-1].index("resume"):]
 
     def outcome(self, begun: float) -> dict:
-        """-> for a row of the table: what each node printed after the fault, its code, the seconds"""
-        going_on = self.fault.codes == (0, 0)
-        if going_on:
-            rig.until(self.goes_on, PATIENCE_S, "the next step")
+        """Return a row of the table: what each node printed after the fault, its exit code, the seconds."""
+        resumes = self.fault.codes == (0, 0)
+        if resumes:
+            rig.until(self.has_resumed, PATIENCE_S, "the next step")
         seconds = time.monotonic() - begun
         codes = {number: launched.wait(PATIENCE_S) for number, launched in self.launched.items()}
-        seconds = seconds if going_on else time.monotonic() - begun
+        seconds = seconds if resumes else time.monotonic() - begun
         assert tuple(map(codes.get, (0, 1))) == self.fault.codes, (str(self.fault), codes, self.printed(0)[-3000:],
                                                                   self.printed(1)[-3000:])
         return {"fault": str(self.fault), "printed": [self.lines(0), self.lines(1)], "codes": [codes.get(0), codes.get(1)],
                 "seconds": round(seconds, 1)}
 
     def lines(self, number: int) -> list[str]:
-        """Without what differs from time to time: processes, ports, steps."""
+        """Return the printed lines, with placeholders for what differs between runs: processes, ports, steps."""
         found = [line for line in self.printed(number).splitlines()
                  if re.match(r"train\.(sh|py): (?!.*SIG)", line) and "Paths" not in line]
         for pattern, shown in ((r"pid \d+", "pid N"), (r":\d{5}\b", ":29500"), (r"step \d+:", "step N:"), (r"\]:\d+", "]:N"),
@@ -210,9 +211,9 @@ def has_namespaces() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.contract("P25", "two nodes go on after a loss, or both end with one code and a line that names the cause")
+@pytest.mark.contract("P25", "two nodes continue after a loss, or both end with one code and a line that names the cause")
 def test_faults_of_two_nodes(tmp_path, tries, figure):
-    ends = []                           # of the runs that go on, and of one that nobody touched ("resume")
+    ends = []                           # of the runs that continue, and of an uninterrupted one ("resume")
     for number, fault in enumerate(FAULTS[:tries(1, len(FAULTS))]):
         networks = fault.what.startswith("power")
         if networks and not (shutil.which("ip") and has_namespaces()):

@@ -1,4 +1,4 @@
-"""Runs that were begun before utils/ had rooms resume with today's code as they did then (tests/fixtures/old_runs)."""
+"""Runs that older versions of the code started resume with today's code to the same result (tests/fixtures/old_runs)."""
 
 import hashlib
 import io
@@ -21,11 +21,11 @@ from utils.run import checkpoint
 RUNS = Path(__file__).resolve().parents[1] / "fixtures" / "old_runs"
 STATE = ("step", "updates", "skips", "model", "ema", "optimizer", "scaler", "best", "first", "architecture", "classes",
          "train_images", "data")
-KEY_BIAS = "blocks.0.attn.qkv.bias"          # its middle third: the softmax ignores it, so that its gradient is rounding alone
+KEY_BIAS = "blocks.0.attn.qkv.bias"          # its middle third: the softmax ignores it, so its gradient is only rounding
 
 
 def numerics() -> str:
-    """Hash of PyTorch's and Pillow's results in what the runs compute: equal where they compute the same bits."""
+    """Return a hash of what PyTorch and Pillow compute for operations of the runs. Equal hashes mean the same bits."""
     digest = hashlib.sha256(torch.__version__.encode())
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((16, 17, 8), (24, 8)))
@@ -49,7 +49,7 @@ def values_of(state: checkpoint.RunState) -> dict:
 
 
 def assert_close(new, old, tolerance: float, path="") -> None:
-    """Nested values; every number within the tolerance."""
+    """Assert that nested values are equal, with every number within the tolerance."""
     if isinstance(old, (dict, list, tuple)):
         assert len(new) == len(old), path
         for key in old if isinstance(old, dict) else range(len(old)):
@@ -61,13 +61,13 @@ def assert_close(new, old, tolerance: float, path="") -> None:
         torch.testing.assert_close(new, old, rtol=tolerance, atol=tolerance, msg=lambda text: f"{path}: {text}")
     elif isinstance(old, float):
         assert new == pytest.approx(old, rel=tolerance, abs=tolerance), path
-    elif not path.endswith("/fused"):                        # which kernel is each session's own
+    elif not path.endswith("/fused"):                        # the choice of the kernel may differ between sessions
         assert new == old, path
 
 
 @pytest.fixture
 def resume(tmp_path, monkeypatch):
-    """resume(name) -> (images that were trained on (steps, B, C, height, width) as uint8, the state at the end), in tmp_path."""
+    """Return resume(name) -> (training images (steps, B, C, height, width) as uint8, the final state). It works in tmp_path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "save", lambda figure, path: Path(path).touch())
 
@@ -96,14 +96,14 @@ def resume(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "tolerance"), [
     ("digits", 1e-5), ("files", 1e-4), ("held_images", 1e-5), ("fp16_overflows", 1e-3), ("before_heads", 1e-4)])
 def test_an_old_run_resumes_to_its_old_end(resume, name, tolerance, capsys):
-    """Bit for bit on a machine that computes as the old one did, and where the model sees the same pixels.
+    """Bit for bit on a machine that computes the same bits as the old one, where the model sees the same pixels.
 
-    `before_heads` is of a version that lacked 19 of the settings, and computed other last bits.
+    `before_heads` comes from a version that lacked 19 of the settings and computed other last bits.
     """
     images, state = resume(name)
-    told = capsys.readouterr().out
-    assert "a checkpoint of an earlier version: what it lacks (" in told and ") has the values of that version\n" in told
-    assert ("at step 3 of 6 (2 steps made no update); loss scale " in told) == (name == "fp16_overflows")
+    printed = capsys.readouterr().out
+    assert "a checkpoint of an earlier version: what it lacks (" in printed and ") has the values of that version\n" in printed
+    assert ("at step 3 of 6 (2 steps made no update); loss scale " in printed) == (name == "fp16_overflows")
     bitwise = name != "before_heads" and numerics() == json.loads((RUNS / "machine.json").read_text())["numerics"]
     if name == "held_images":          # the same boxes and flips: a shift of one pixel would change far more
         pixels = np.load(RUNS / name / "expected/pixels.npy")

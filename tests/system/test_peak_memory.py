@@ -1,4 +1,4 @@
-"""The peak of a whole training process is within a fifth of what utils/training/memory.py expects."""
+"""The peak memory of a whole training process is within a fifth of what utils/training/memory.py expects."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ MANY = [*FEW, ("ViT-Ti_16", 32, "bf16", "adamw"), ("ViT-S_16", 32, "fp32", "adam
         ("ViT-Ti_16", 16, "fp16", "sgd"), ("ViT-B_16", 16, "fp32", "sgd"), ("ViT-B_16", 16, "bf16", "adamw"),
         ("R26-ViT-S_32", 16, "fp32", "sgd"), ("R26-ViT-S_32", 16, "bf16", "sgd")]
 
-# Not the maximum that wait4 tells: it begins with the size of the process that started this one.
+# Not the maximum that wait4 returns: that one starts with the size of the parent process.
 MEASURED = """
 import sys, train
 from benchmarks.memory import resident
@@ -27,7 +27,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux")
-def test_the_peak_is_what_is_expected(tmp_path, tries, monkeypatch):
+def test_peak_memory_is_as_expected(tmp_path, tries, monkeypatch):
     root = os.path.abspath(".")
     data = tree(tmp_path / "data", {"train/a": 16, "train/b": 16, "val/a": 1, "val/b": 1})
     monkeypatch.chdir(tmp_path)
@@ -40,6 +40,6 @@ def test_the_peak_is_what_is_expected(tmp_path, tries, monkeypatch):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})
         assert done.returncode == 0, done.stderr
         peak = int(done.stdout.splitlines()[-1])
-        told = need(MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
-        expected = max(told.step(batch), told.fixed + told.evaluation)
+        estimate = need(MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
+        expected = max(estimate.step(batch), estimate.fixed + estimate.evaluation)
         assert 0.8 < expected / peak < 1.2, (model, precision, expected >> 20, peak >> 20)

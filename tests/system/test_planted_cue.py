@@ -1,4 +1,4 @@
-"""Edited attention teaches: whole runs of train.py on images with a planted cue, with and without edits.
+"""Training on edited attention works: whole runs of train.py on images with a planted cue, with and without edits.
 
 An image is four digits of 8 x 8 px (assets/README.md). The one at the top left decides the label. At the bottom right
 is a stamp, the same picture for all images of a class, which agrees with the label in 96 % of the training and
@@ -8,7 +8,8 @@ being equal. Accuracy is that of the last step: the best on validation images is
 
 On the setting: it was chosen with other seeds than those of the test. The weight has to be large, because the mean square
 of sigmoids hardly moves logits near 0 otherwise, and the model has one layer: where there are more, the patches at the
-top left hear of the stamp in the layers before the one that is edited. Figures for both: docs/measured.md, "a planted cue".
+top left receive information about the stamp in the layers before the edited one. Results of both: docs/measured.md,
+"a planted cue".
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from utils.run import checkpoint
 CLASSES = (3, 5, 8, 9)
 STAMPS = (0, 1, 2, 4)                         # the digit whose first training image is the stamp of each class
 COUNTS = {"train": 100, "val": 25, "test": 100}         # images of a class
-EDITED = 25                                   # of them, the first, have an edit
-RELIABLE = {"train": 0.95, "val": 0.95, "test": 0.0}    # share of stamps that are the label's; the rest are drawn, 1 of 4
+EDITED = 25                                   # the first of them have an edit
+RELIABLE = {"train": 0.95, "val": 0.95, "test": 0.0}    # fraction of stamps that are the label's; the rest are drawn, 1 of 4
 CORNER = np.s_[:2, :2]                        # of the grid of 4 x 4 patches
 MODEL = ("--model_type", "ViT-Nano_2", "--img_size", 16, "--patch_size", 4, "--hidden_size", 32, "--mlp_dim", 128,
          "--num_heads", 4, "--num_layers", 1, "--in_channels", 1, "--sigmoid_attention", "last")
@@ -38,7 +39,7 @@ TRAINING = ("--dataset", "folder", "--recipe", "digits", "--train_batch_size", 3
 
 
 def write_images(root: Path, seed: int) -> None:
-    """root/SPLIT/CLASS/NUMBER.png. The digits of each split are its own, of other writers."""
+    """Write root/SPLIT/CLASS/NUMBER.png. The splits have different digits, of different writers."""
     digits, random = datasets.digits(""), np.random.default_rng(seed)
     stamps = [digits.train.images[np.flatnonzero(digits.train.targets == digit)[0]] for digit in STAMPS]
     for name, count in COUNTS.items():
@@ -55,7 +56,7 @@ def write_images(root: Path, seed: int) -> None:
 
 
 def write_edits(folder: Path, images: Path) -> None:
-    """0.9 on the top left, 0.02 on the rest: what a person would paint."""
+    """Write edits as a person would paint them: 0.9 on the top left, 0.02 on the rest."""
     values = np.full((4, 4), 0.02, np.float32)
     values[CORNER] = 0.9
     split = class_folders.folder(str(images)).train
@@ -67,14 +68,14 @@ def write_edits(folder: Path, images: Path) -> None:
 
 
 def accuracies(name: str) -> tuple[float, float]:
-    """On the test images before the first and after the last step."""
+    """Return the accuracy on the test images before the first and after the last step."""
     events = [json.loads(line) for line in Path("output", name, "log.jsonl").read_text().splitlines()]
     found = [event["accuracy"] for event in events if event["event"] == "eval" and event["split"] == "test"]
     return found[0], found[-1]
 
 
 def weight_on_corner(path: Path, images: Path) -> float:
-    """Of the softmax attention of the cls token, mean over heads and the test images."""
+    """Return the softmax attention of the cls token on the corner, mean over heads and the test images."""
     model = load_model(path)
     test = class_folders.folder(str(images)).test
     pixels = np.stack([np.asarray(test[index][0].convert("L")) for index in range(len(test))])
@@ -85,7 +86,7 @@ def weight_on_corner(path: Path, images: Path) -> float:
 
 
 def compare(run_train, seed: int) -> list[tuple[float, float]]:
-    """(accuracy, attention on the corner) after step 1, after step 2 without edits and with them."""
+    """Return (accuracy, attention on the corner) after step 1, after step 2 without edits and with them."""
     images, name = Path(f"images-{seed}"), f"step1-{seed}"
     write_images(images, seed)
     write_edits(Path(f"edits-{seed}"), images)
@@ -104,15 +105,15 @@ def compare(run_train, seed: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_edits_teach_where_to_look(run_train, tries):
+def test_edits_improve_accuracy_and_move_attention(run_train, tries):
     seeds = range(tries(1, 3))
     results = np.array([compare(run_train, seed) for seed in seeds])             # (seeds, arms, accuracy and weight)
     print("\nheld-out accuracy, and attention on the corner that decides"
           "\nseed    step 1          without edits   with edits")
     for name, row in [*zip(seeds, results), ("mean", results.mean(axis=0))]:
         print(f"{name!s:8}" + "   ".join(f"{accuracy:6.2%} {weight:6.2f}" for accuracy, weight in row))
-    step1, without, taught = results[..., 0].T
-    assert step1.max() < 0.5, "step 1 has to fall for the stamp, or there is nothing to teach"
-    assert (taught > without).all()
-    assert (taught - without).mean() > 0.2
+    step1, without, edited = results[..., 0].T
+    assert step1.max() < 0.5, "step 1 has to rely on the stamp, or there is nothing to correct"
+    assert (edited > without).all()
+    assert (edited - without).mean() > 0.2
     assert (results[:, 2, 1] > results[:, 1, 1] + 0.2).all()

@@ -1,4 +1,4 @@
-"""predict.py: every source, the same rows on any number of processes, what evaluation counts, and bad input as one line."""
+"""predict.py: every kind of input, the same rows on any number of processes, agreement with evaluation, and bad input."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """run("output/r", "p", ...) -> (exit code, rows by column, standard error), in an empty folder, on the CPU."""
+    """Return run("output/r", "p", ...) -> (exit code, rows by column, standard error), in an empty folder, on the CPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NPROC", raising=False)
 
@@ -56,7 +56,7 @@ def photographs(folder: Path, count: int = 7) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------ as evaluation
+# ------------------------------------------------------------------------------------------- compared with evaluation
 
 
 def csv_set(root: Path) -> list[str]:
@@ -80,7 +80,7 @@ def prepared_set(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("data", [folder_set, csv_set, prepared_set, None], ids=["folder", "csv", "prepared", "digits"])
 def test_predictions_are_those_that_evaluation_counts(data, run, monkeypatch):
-    """To the last image, on 1, 2 and 4 processes, in batches that do not divide the split; the loss is its mean."""
+    """To the last image, on 1, 2 and 4 processes, in batches that do not divide the split. The mean loss is the same too."""
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda place, digits=datasets.digits: few(digits(place)))
     flags = data(Path("tree")) if data else []
     precision = "fp32" if data else "bf16"
@@ -130,7 +130,7 @@ def test_a_run_s_own_precision_and_mirror_images_count_with_its_own_data(run):
 
 
 def test_every_source_gives_the_same_rows(run, monkeypatch):
-    """From a folder, files, a list, a csv and standard input; from a run, its checkpoint, and in every format."""
+    """A folder, files, a list, a csv and standard input; a run or its checkpoint; every output format."""
     write_checkpoint(Path("r/best.pt"))
     photographs(Path("p"))
     Path("p/4.jpg").write_bytes(b"no image")
@@ -172,7 +172,7 @@ def test_numbers_are_those_of_the_model_in_python(run):
         assert float(row["probability10"]) == pytest.approx(found.top[9][1], abs=2e-6)
 
 
-def test_a_file_of_another_program_with_a_head(run):
+def test_a_file_of_another_program_predicts(run):
     photographs(Path("p"), 2)
     model = create_model("ViT-Nano_2", 3)
     torch.nn.init.normal_(model.head.weight)
@@ -182,8 +182,8 @@ def test_a_file_of_another_program_with_a_head(run):
     assert "the file does not name its classes, which are numbered" in printed
 
 
-def test_a_published_name(run):
-    """It is opened and shows its images as its publisher does; here a small file in its place."""
+def test_a_published_name_is_opened_with_its_publishers_preprocessing(run):
+    """A small file replaces the published one."""
     photographs(Path("p"), 2)
     model = create_model("ViT-Nano_2", 3, 16)
     torch.nn.init.normal_(model.head.weight)
@@ -191,14 +191,14 @@ def test_a_published_name(run):
     save_timm(model, "checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth")
     code, rows, printed = run("deit/deit_tiny_patch16_224", "p", "--num_heads", 4)
     assert code == 0 and printed.startswith("model: ViT-Nano_2, deit/deit_tiny_patch16_224; fp32, 1 process; the file does not ")
-    shutil.copy("checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "x.pth")               # of no publisher
+    shutil.copy("checkpoint/deit/deit_tiny_patch16_224-a1311bcf.pth", "x.pth")               # without a publisher
     assert rows == run("x.pth", "p", "--num_heads", 4, "--interpolation", "bicubic", "--eval_crop", 0.875)[1]
     assert rows != run("x.pth", "p", "--num_heads", 4)[1]
 
 
-def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
-    """Of one channel, of 16 bits, with an alpha channel, turned by EXIF: the row of the same picture in plain RGB. Of one that is
-    cut off the reason."""
+def test_every_kind_of_photograph_is_read(run):
+    """Images with one channel, 16 bits, an alpha channel or an EXIF rotation give the row of the same picture in plain RGB. A
+    truncated image gives the reason."""
     write_checkpoint(Path("r/best.pt"))
     Path("p").mkdir()
     levels = np.add.outer(np.arange(30) * 4, np.arange(40) * 3).astype(np.uint8)
@@ -219,7 +219,7 @@ def test_every_kind_of_photograph_is_shown_as_what_it_is(run):
 
 
 @pytest.mark.parametrize(("on_terminal", "shown"), [("stderr", True), ("", False)])
-def test_a_bar_shows_the_progress_on_a_terminal_alone(on_terminal, shown, run, monkeypatch):
+def test_a_progress_bar_is_only_shown_on_a_terminal(on_terminal, shown, run, monkeypatch):
     write_checkpoint(Path("r/best.pt"))
     photographs(Path("p"), 5)
     if on_terminal:
@@ -231,7 +231,7 @@ def test_a_bar_shows_the_progress_on_a_terminal_alone(on_terminal, shown, run, m
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
+def test_bad_input_is_reported_in_one_line_and_leaves_no_files(run, monkeypatch):
     write_checkpoint(Path("r/best.pt"))
     photographs(Path("p"), 1)
     Path("empty").mkdir()
@@ -275,7 +275,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, monkeypatch):
     assert run("r", "p")[2] == "predict.py: error: NPROC must be a whole number, 1 or more, got 'two'\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]
     monkeypatch.delenv("NPROC")
-    with files_no_larger_than(8000):                  # a batch in shared memory has room
+    with files_no_larger_than(8000):                  # a batch in shared memory fits
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)
     assert code == 2 and ": new.csv: File too large; the rows so far are in new.csv.partial, and each is complete\n" in printed
     header, *rows = read_csv_table(Path("new.csv.partial").read_text())
@@ -294,7 +294,7 @@ def test_an_error_late_in_a_job_keeps_the_rows_before_it(run):
     assert run("r", "p", "--output", "/dev/null")[0] == 0
 
 
-def test_a_run_whose_data_are_gone_names_them(run):
+def test_missing_data_of_a_run_are_reported(run):
     smooth_pictures(Path("tree"))
     write_checkpoint(Path("r/best.pt"), *FOLDER)
     Path("tree").rename("moved")

@@ -1,4 +1,4 @@
-"""Whole runs of recipes, of partly frozen models, from one task to the next, and with a teacher."""
+"""Whole runs of recipes, with frozen layers, from one task to another, and with a teacher."""
 
 import json
 import math
@@ -31,11 +31,11 @@ OTHER_TASK = {"train/ant": 6, "train/bee": 5, "train/cat": 5, "val/ant": 2, "val
 
 
 # --------------------------------------------------------------------------------------------------------- recipes
-# That every recipe resolves, and to its row: tests/config/.
+# tests/config/ checks that every recipe resolves to its row.
 
 
 @pytest.mark.parametrize("recipe", ["deit", "mae", "cait"])
-def test_a_recipe_runs_as_its_row_says(run_train, capsys, recipe):
+def test_a_recipe_runs_with_the_settings_of_its_row(run_train, capsys, recipe):
     """With a smaller model of its family."""
     row = configs.RECIPES[recipe]
     small = {"img_size": 32, "hidden_size": 48, "num_heads": 3, "num_layers": 2, "mlp_dim": 96}
@@ -67,7 +67,7 @@ def test_mnist_scratch_on_grey_images(run_train, capsys):
     assert f"loss {after['loss']:.4f} (20 images, one is 5.0%; " in capsys.readouterr().out
 
 
-# --------------------------------------------------------------------------------------------- what is left alone
+# -------------------------------------------------------------------------------------------------- frozen layers
 
 
 def changed(before, after) -> set[str]:
@@ -75,8 +75,8 @@ def changed(before, after) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_what_is_frozen_stays_bit_for_bit(run_train, capsys):
-    """With weight decay, which would move a parameter without gradient, and an average beside the weights."""
+def test_frozen_weights_stay_the_same_bit_for_bit(run_train, capsys):
+    """With weight decay, which would change a parameter without gradient, and with averaged weights."""
     torch.manual_seed(5)
     model = create_model("ViT-Nano_2", 3)
     for parameter in model.parameters():
@@ -96,14 +96,14 @@ def test_what_is_frozen_stays_bit_for_bit(run_train, capsys):
         state = state_of(f"output/{name}")
         assert changed(start, state.model) == expected
         assert sum(len(group["params"]) for group in state.optimizer["param_groups"]) == len(expected)
-        for frozen in start.keys() - expected:             # averages of equal numbers: equal but for rounding
+        for frozen in start.keys() - expected:             # averages of equal numbers, equal up to rounding
             torch.testing.assert_close(state.ema[frozen], start[frozen], rtol=1e-6, atol=0)
     assert run_train("--train_layers", "head") == 0
     assert "warning: the frozen layers have random weights" in capsys.readouterr().out
 
 
 def test_a_linear_probe_trains_a_pooling_by_attention_that_the_file_lacks(run_train, monkeypatch, capsys):
-    """Whose values are random; also after a kill. A pooling that the file has is part of what is frozen."""
+    """Its initial values are random. Also after a kill. A pooling that the file contains is frozen."""
     probe = ["--classifier", "attention", "--train_layers", "head", "--warmup_steps", 0, "--learning_rate", 0.01]
     end = whole_and_killed(run_train, monkeypatch, "--pretrained_dir", LETTERS, *probe)
     assert capsys.readouterr().out.count("(the head, and the pooling by attention, which the file lacks)") == 3
@@ -121,7 +121,7 @@ def test_a_linear_probe_trains_a_pooling_by_attention_that_the_file_lacks(run_tr
     ("token", ()), ("gap", ()), ("mean", ()), ("patch_mean", ("fc_norm.weight",)), ("token_mean", ()),
     ("attention", ("attn_pool.latent", "attn_pool.kv.weight", "attn_pool.mlp.fc2.bias"))])
 def test_every_kind_of_head_learns(classifier, own, run_train, tries):
-    """By 3 steps; with --full by 20 of train.sh, whose loss falls."""
+    """In 3 steps. With --full also in 20 steps of train.sh, whose loss falls."""
     flags = ["--classifier", classifier, "--learning_rate", 0.003, "--warmup_steps", 0, "--num_workers", 0]
     assert run_train(*TINY, *flags, "--num_steps", 3) == 0
     state = state_of()
@@ -142,8 +142,8 @@ def test_every_kind_of_head_learns(classifier, own, run_train, tries):
 # ------------------------------------------------------------------------------------- from one task to the next
 
 
-def test_the_average_of_a_run_is_the_start_of_another_task(run_train, capsys):
-    """Other classes, another image size; the best checkpoint, and of it the average."""
+def test_another_task_starts_from_the_averaged_weights_of_the_best_checkpoint(run_train, capsys):
+    """With other classes and another image size."""
     assert run_train("--num_steps", 6, "--eval_every", 3, "--learning_rate", 0.01, "--name", "r", "--ema_decay", 0.5) == 0
     shutil.copy("output/r/step-00000003.pt", "output/r/best.pt")           # not the newest
     best = load_state(Path("output/r/best.pt"))
@@ -190,8 +190,8 @@ def test_a_distilled_student_learns_from_its_teacher(run_train):
     assert before == {path: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
 
 
-def test_what_the_teacher_sees_and_answers(run_train):
-    """The student's mixed images, in the teacher's size, colors and normalization; without the teacher's dropout."""
+def test_inputs_and_outputs_of_the_teacher(run_train):
+    """The teacher gets the student's mixed images in its own size, colors and normalization, and runs without dropout."""
     teachers = {"color": ["--dropout_rate", 0.5, "--ema_decay", 0.5], "gray": ["--in_channels", 1, "--model_type", "DeiT-Ti_16"]}
     fed, seen = [], []                   # the student's inputs; the teacher's inputs and answers
 

@@ -1,4 +1,4 @@
-"""docs/promises.md: a resumed run ends as an undisturbed one; what it may change; who writes. Whole runs of train.py."""
+"""docs/promises.md: resumed runs equal uninterrupted ones, what they may change, which process writes. Runs of train.py."""
 
 import math
 import os
@@ -18,22 +18,23 @@ from utils.run import checkpoint
 from utils.training import precision
 
 CHANGES = ("P18", "what a resumed run may change, and what it may not without --override")
-WAYS = ("P19", "a finished run that is resumed trains nothing; nothing is ever silently begun anew")
+WAYS = ("P19", "a finished run that is resumed trains nothing; no run is ever silently restarted from the beginning")
 WRITERS = ("P21", "only process 0 writes")
 PARTS = ("model", "ema", "optimizer", "step", "updates")
-# As the rig's runs, so that everything is on that a flag could change; 4 of 8 steps are done.
+# As the runs of the rig: everything is switched on that a flag could change. 4 of 8 steps are done.
 BEGUN = [
     *TINY, "--num_steps=8", "--save_every=4", "--eval_every=4", "--warmup_steps=2", "--optimizer=adamw", "--learning_rate=1e-3",
     "--weight_decay=0.05", "--dropout_rate=0.1", "--ema_decay=0.9", "--augmentation=crop", "--randaugment_ops=1",
     "--random_erasing=0.3", "--mixup_alpha=0.8", "--cutmix_alpha=1", "--label_smoothing=0.1", "--max_grad_norm=1",
     "--gradient_accumulation_steps=2", "--name=r"]
 RESUMED = ["--resume_path", "output/r"]
-KEPT: dict[str, Path] = {}      # runs that were made once, by their flags
+KEPT: dict[str, Path] = {}      # runs that are reused, by their flags
 
 
 @pytest.fixture
 def begun(run_train, tmp_path_factory):
-    """begun(*flags) -> output/r holds a run that was killed after step 4 of 8; its whole is in whole/r. Made once."""
+    """Return begun(*flags), which puts a run that was killed after step 4 of 8 in output/r, and the same run without the kill in
+    whole/r. Each run is made once."""
     def make(*flags) -> None:
         key = " ".join(map(str, flags))
         if key not in KEPT:
@@ -53,13 +54,13 @@ def content(*folders: str) -> dict[str, bytes]:
 
 
 def end(folder: str = "output/r") -> dict:
-    """What was learnt, and what was evaluated."""
+    """Return the trained state and the last evaluation."""
     state = vars(state_of(folder))
     return {part: state[part] for part in PARTS} | {"evaluations": events_of(folder, ("eval",))[-1]}
 
 
 def refusal(run_train, capsys, *flags) -> str:
-    """The one line of a start that ends with code 2 and leaves everything as it was."""
+    """Start with flags that are refused. Assert code 2, one line and unchanged files. Return the line."""
     before = content("output")
     capsys.readouterr()
     assert run_train(*RESUMED, *flags) == 2, flags
@@ -69,7 +70,7 @@ def refusal(run_train, capsys, *flags) -> str:
     return printed.err
 
 
-# ------------------------------------------------------------------------------------------- exact, whatever is switched on
+# ------------------------------------------------------------------------------------------- exact with any flags
 
 EVERYTHING = [
     "--train_batch_size", 16, "--gradient_accumulation_steps", 2, "--num_workers", 2, "--seed", 3, "--test_fraction", 0.2,
@@ -89,7 +90,7 @@ SUPERVISED = [
 
 
 def test_a_run_with_every_learning_flag_resumes_exactly(run_train, monkeypatch):
-    """And the log and the checkpoint show that what the flags ask for reaches the steps."""
+    """The log and the checkpoint also show that the flags have their effect."""
     whole = whole_and_killed(run_train, monkeypatch, *EVERYTHING)
     rates = [event["lr"] for event in events_of("whole/r", ("train",))]
     assert rates[2:] == pytest.approx([1e-5 + (3e-3 - 1e-5) * (12 - step) / 9 for step in range(3, 13)])
@@ -97,8 +98,8 @@ def test_a_run_with_every_learning_flag_resumes_exactly(run_train, monkeypatch):
     groups = {(group["lr_scale"], group["weight_decay"]) for group in whole.optimizer["param_groups"]}
     assert {(2.0, 0.05), (2.0, 0.0), (0.5, 0.05), (0.25, 0.05), (0.25, 0.0)} <= groups
     half = load_state(Path("whole/r/step-00000006.pt")).model
-    still = {name for name in half if torch.equal(half[name], whole.model[name])}
-    assert still == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    unchanged = {name for name in half if torch.equal(half[name], whole.model[name])}
+    assert unchanged == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
 @pytest.mark.parametrize("level", ["O2", "O3"])
@@ -115,7 +116,7 @@ def test_a_float16_run_with_overflows_resumes_exactly(run_train, monkeypatch, le
 
 
 def test_a_supervised_run_resumes_exactly(run_train, monkeypatch):
-    """By a teacher and by edits of attention, from another run's weights."""
+    """With a teacher and edits of attention, from another run's weights."""
     for name in ("start", "teacher"):
         assert run_train(*TINY, "--name", name, "--learning_rate", 0.01, "--seed", len(name)) == 0
     mark(Path("edits"), range(0, 1097, 9))
@@ -134,8 +135,8 @@ OFTEN = [*TINY, "--num_steps", 4, "--eval_every", 2, "--learning_rate", 0.01, "-
     ([*FOLDER, "--num_workers", 0, "--eval_batch_size", 8], [(0, "val"), (2, "val"), (4, "val")])],
     ids=["val and test", "val only"])
 def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluations):
-    """Wherever evaluations are stopped, the resumed run has the log, the best.pt and the mistakes.csv of one that nobody stopped.
-    Those are the mistakes of the averaged weights, which best.pt is opened with."""
+    """Wherever an evaluation is stopped, the resumed run has the log, best.pt and mistakes.csv of an uninterrupted run.
+    mistakes.csv has the mistakes of the averaged weights, which are those that best.pt is opened with."""
     make_tree(Path("tree"), images=10)
     batches, stop_at = [], 0                   # the evaluations' batches so far; the one in which a stop is requested
 
@@ -169,12 +170,12 @@ def test_a_stop_during_any_evaluation_changes_nothing(run_train, flags, evaluati
             assert not differences(files(), whole) and events_of("output/r") == events, stop_at
     finally:
         hook.remove()
-    assert codes.count(143) >= len(codes) - 1                # with the last batch of all the run ends anyway
+    assert codes.count(143) >= len(codes) - 1                # after the last batch of all the run ends anyway
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_stop_is_heard_within_a_step(run_train, step, capsys):
-    """On a CPU a step of hundreds of photographs takes minutes. What it has summed so far is given up, and summed again."""
+def test_a_stop_takes_effect_within_a_step(run_train, step, capsys):
+    """On a CPU a step with hundreds of photographs takes minutes. Its partial sums are dropped and computed again later."""
     micro_batches = []
 
     def count(module, inputs):
@@ -200,18 +201,18 @@ def test_a_stop_is_heard_within_a_step(run_train, step, capsys):
 
 # ----------------------------------------------------------------------------------------------- P18: changed settings
 
-# None of these changes what is learnt: value, and what it was.
+# Flags that do not change the result of training: (new value, value before).
 TAKEN = {"num_workers": (2, None), "eval_every": (3, 4), "save_every": (3, 4), "output_dir": ("elsewhere", "whole"),
          "keep_checkpoints": (1, 2), "log_dir": ("board", "logs")}
-# What a resumed run must not change, and what it may with --override, each with the value it began with.
-# tests/config/ goes through all flags.
+# What a resumed run must not change, and what it may change with --override, each with a new value.
+# tests/config/ checks all flags.
 REFUSED = {"model_type": "ViT-B_16", "weight_decay": 0.5, "dataset": "cifar10", "img_size": 16}
 OVERRIDDEN = {"seed": 3, "train_batch_size": 32, "learning_rate": 0.01, "decay_type": "linear", "precision": "fp16"}
 
 
 @pytest.mark.contract(*CHANGES)
 def test_what_may_change_is_taken(run_train, begun, capsys, figure):
-    """To the same end, bit for bit; but other micro-batches are other sums and other draws."""
+    """With the same result, bit for bit. Only other micro-batches mean other sums and other random numbers."""
     begun()
     capsys.readouterr()
     assert run_train(*RESUMED, *(word for flag, (value, _) in TAKEN.items() for word in (f"--{flag}", value))) == 0
@@ -237,7 +238,7 @@ def test_more_steps_recompute_the_schedule(run_train, begun, capsys, figure):
     rates = {event["step"]: event["lr"] for event in events_of("output/r", ("train",))}
     assert list(rates) == list(range(1, 13))
     for step in range(3, 13):
-        progress = (step - 3) / 6 if step <= 4 else (step - 2) / 10          # fewer than 10 steps all learn
+        progress = (step - 3) / 6 if step <= 4 else (step - 2) / 10          # below 10 steps no rate is 0
         cosine = 1e-3 * 0.5 * (1 + math.cos(math.pi * progress))
         assert rates[step] == pytest.approx(cosine, abs=1e-12), step
     assert state_of("output/r").step == 12
@@ -247,7 +248,7 @@ def test_more_steps_recompute_the_schedule(run_train, begun, capsys, figure):
 
 @pytest.mark.contract(*CHANGES)
 def test_what_must_not_change_is_refused(run_train, begun, capsys, figure):
-    """In one line that names the flag, and --override where that would take it."""
+    """In one line that names the flag, and --override where that would allow it."""
     begun()
     for flag, value in (REFUSED | OVERRIDDEN).items():
         for also in ([], ["--override"]) if flag in REFUSED else ([],):
@@ -259,7 +260,7 @@ def test_what_must_not_change_is_refused(run_train, begun, capsys, figure):
 
 @pytest.mark.contract(*CHANGES)
 def test_what_override_lets_change(run_train, begun, capsys, figure):
-    """It is logged, it acts, and the steps before stay."""
+    """The change is logged and has its effect, and the logged steps before it stay."""
     begun()
     before = events_of("output/r", ("train",))[:4]
     assert run_train(*RESUMED, "--override", *(word for flag, value in OVERRIDDEN.items() for word in (f"--{flag}", value))) == 0
@@ -281,7 +282,7 @@ def test_exact_runs_keep_their_micro_batches(run_train, begun, capsys, figure):
     figure("settings that are refused without --override, or at all", 1)
 
 
-# Changes of tree/train/bee/3.png: by renaming or copying it.
+# Changes of tree/train/bee/3.png by renaming or copying it: (function, new name, words of the error).
 DATA = {"another name": (Path.rename, "bee/3-new.png", "labels or names"),
         "another label": (Path.rename, "ant/12.png", "labels or names"),
         "one more": (shutil.copy, "bee/4-new.png", "the run has trained on 24 images, tree now holds 25")}
@@ -289,7 +290,7 @@ DATA = {"another name": (Path.rename, "bee/3-new.png", "labels or names"),
 
 @pytest.mark.contract(*CHANGES)
 def test_other_data_are_refused(run_train, capsys, figure):
-    """Also where their number is the same. Data that have moved are the same data."""
+    """Also if their number is the same. Data in another folder are the same data."""
     flags = ("--dataset", "folder", "--data_dir", "tree", "--model_type", "ViT-Nano_2", "--name", "r", "--num_steps", 4)
     tree = make_tree(Path("tree"), images=12)
     assert run_train(*flags) == 0
@@ -316,7 +317,7 @@ def test_other_data_are_refused(run_train, capsys, figure):
 
 @pytest.mark.contract(*WAYS)
 def test_a_finished_run_trains_nothing_and_reports_its_result_again(run_train, begun, capsys, figure):
-    """By every way to resume it. With `auto` the first start begins it, also in a folder that exists, whose files stay."""
+    """With every way to resume it. `auto` starts the run if there is none, also in a folder that exists, whose files stay."""
     Path("output/r").mkdir(parents=True)
     Path("output/r/notes.txt").write_text("mine")
     assert run_train(*BEGUN, "--resume_path", "auto") == 0
@@ -385,7 +386,7 @@ def flip(file: Path) -> None:
 
 @pytest.mark.contract(*WAYS)
 def test_a_branch_leaves_the_run_as_it_is(run_train, begun, capsys, figure):
-    """From a file of a finished run: refused in its own folder, which has a newer one; elsewhere to the same end."""
+    """From a file of a finished run: refused in its own folder, which has a newer one; elsewhere with the same result."""
     begun()
     shutil.rmtree("output")
     Path("whole").rename("output")
@@ -399,13 +400,13 @@ def test_a_branch_leaves_the_run_as_it_is(run_train, begun, capsys, figure):
         assert load_state(Path(folder, "best.pt")).best == state_of(folder).best
         assert run_train(*file, *flags) == 2 and "already holds a run" in capsys.readouterr().err
         assert {name: bytes_ for name, bytes_ in content("output/r").items() if ".lock" not in name} == before
-    for path in checkpoint.step_files(Path("output/b")):             # best.pt alone is resumed too
+    for path in checkpoint.step_files(Path("output/b")):             # a folder with only best.pt can be resumed too
         path.unlink()
     assert run_train("--resume_path", "output/b", "--num_steps", 9) == 0 and state_of("output/b").step == 9
     figure("branches", len(branches))
 
 
-def test_evaluation_needs_no_divisible_batch_and_a_resumed_run_no_accuracy_before(run_train, capsys):
+def test_evaluation_ignores_the_micro_batches_and_a_resumed_run_is_not_evaluated_first(run_train, capsys):
     assert run_train("--test_fraction", 0.2, "--test", "once", "--name", "r") == 0
     assert run_train(*RESUMED, "--eval_only", "--gradient_accumulation_steps", 5) == 0
     assert run_train(*RESUMED, "--num_steps", 6, "--gradient_accumulation_steps", 5) == 2
@@ -417,13 +418,13 @@ def test_evaluation_needs_no_divisible_batch_and_a_resumed_run_no_accuracy_befor
 # ---------------------------------------------------------------------------------------------------- P21: who writes
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Events of the interpreter (its table of audit events) by which files and folders come, go and change, beside "open".
+# Audit events of the interpreter, next to "open", that create, remove or change files and folders.
 DEEDS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime", "os.chmod",
          "shutil.copyfile", "shutil.move", "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp"}
 
 
 def watched(folder: Path):
-    """before(rank): logs in writes-RANK what the process and its loader workers write below output/ and logs/."""
+    """Return before(rank), which records in writes-RANK what the process and its loader workers write below output/ and logs/."""
     def install(rank: int) -> None:
         log = os.open(folder / f"writes-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -446,7 +447,8 @@ def watched(folder: Path):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs processes that are forked")
 @pytest.mark.contract(*WRITERS)
 def test_only_process_0_writes(tmp_path, tries, figure):
-    """A start, a request to stop, a resumed session, an evaluation: in two processes, or three, each with a loader worker."""
+    """In a start, a request to stop, a resumed session and an evaluation, with two or three processes that have a loader worker
+    each."""
     place, ranks = tmp_path.resolve(), tries(2, 3)
     flags = ("--num_steps", 5, "--train_batch_size", 12, "--num_workers", 1, "--confusion_matrix")
 
@@ -462,7 +464,7 @@ def test_only_process_0_writes(tmp_path, tries, figure):
     own = (place / "writes-0").read_text()
     for file in (".tmp", "step-00000002.pt", "step-00000005.pt", "best.pt", "log.jsonl", "config.json", ".lock", "confusion.csv",
                  "logs/run/events.out.tfevents"):
-        assert file in own, "the watch is blind"
+        assert file in own, "the audit hook recorded nothing"
     for rank in range(1, ranks):
         assert (place / f"writes-{rank}").read_text() == ""
     figure(f"sessions of {ranks} processes, every write below output/ and logs/ watched", 2 + evaluated)

@@ -1,4 +1,4 @@
-"""The shell scripts as a user runs them, in processes of their own."""
+"""The shell scripts as a user runs them, each in a process."""
 
 import functools
 import glob
@@ -41,8 +41,8 @@ def flags_after(words: list[str]) -> dict:
 
 
 @pytest.mark.slow
-def test_a_journey_on_two_processes(tmp_path, capsys):
-    """The first command of the README, in a folder whose name needs quotes: a mistake; a signal; the command that it prints."""
+def test_first_command_of_the_readme_on_two_processes(tmp_path, capsys):
+    """In a folder whose name needs quotes: a wrong flag, then a signal, then the command that the run prints to resume."""
     place, folder = tmp_path / "a folder", tmp_path / "a folder" / "digits"
     clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 
@@ -90,8 +90,8 @@ def test_a_journey_on_two_processes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given", [{}, {"FP16_OPT_LEVEL": "O3"}])
-def test_train_fp16_sh_asks_for_half_precision(run_script, given):
-    """What the levels then do: tests/system/test_resuming.py and tests/training/test_precision.py."""
+def test_train_fp16_sh_sets_half_precision(run_script, given):
+    """tests/system/test_resuming.py and tests/training/test_precision.py test the levels themselves."""
     flags = flags_after(command_words(run_script("train_fp16.sh", DRY_RUN="1", **given)))
     assert flags == {"precision": "fp16", "fp16_opt_level": given.get("FP16_OPT_LEVEL", "O2")}
 
@@ -114,7 +114,7 @@ def test_every_variable_of_the_script_is_tested():
     ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501", "NPROC": "8"},
      "--nnodes 2 --rdzv_backend nodes --rdzv_endpoint node0:29501 --rdzv_conf rank=1 --nproc_per_node 8")])
 def test_processes_and_nodes(run_script, variables, words):
-    """And what is not set is not passed on."""
+    """Variables that are not set are not passed on."""
     command = command_words(run_script("train.sh", DRY_RUN="1", **variables))
     words = words.split()
     assert set(zip(words[::2], words[1::2])) <= set(itertools.pairwise(command))
@@ -125,20 +125,20 @@ def test_processes_and_nodes(run_script, variables, words):
 @pytest.mark.parametrize(("gpus", "visible", "processes"), [
     ("cuda:0,cuda:1", "0,1", 2), ("0, 1", "0,1", 2), ("0 1,", "0,1", 2), ("all", "0,1", 2), ("", "0,1", 2), ("cpu", "", 1),
     ("none", "", 1), ("-1", "", 1)])
-def test_ways_to_name_devices(run_script, two_gpus, gpus, visible, processes):
-    """Where there are GPUs they are named one by one, for train.py to refuse a PyTorch that cannot use them."""
+def test_devices_can_be_named_in_several_ways(run_script, two_gpus, gpus, visible, processes):
+    """GPUs of the machine are passed on one by one, so that train.py can refuse a PyTorch that cannot use them."""
     words = command_words(run_script("train.sh", DRY_RUN="1", GPUS=gpus, PATH=two_gpus))
     assert f"CUDA_VISIBLE_DEVICES={visible}" in words and words[words.index("--nproc_per_node") + 1] == str(processes)
 
 
-def test_all_that_a_batch_system_gave(run_script, two_gpus):
+def test_all_means_the_gpus_that_a_batch_system_assigned(run_script, two_gpus):
     words = command_words(run_script("train.sh", DRY_RUN="1", GPUS="all", PATH=two_gpus, CUDA_VISIBLE_DEVICES="4,5,6"))
     assert words[words.index("--nproc_per_node") + 1] == "3" and not any("CUDA_VISIBLE" in word for word in words)
 
 
 @pytest.fixture
 def two_gpus(tmp_path):
-    """A PATH whose nvidia-smi lists two GPUs, and what one of them is cut into."""
+    """Return a PATH whose nvidia-smi lists two GPUs, one of them with a MIG partition."""
     (tmp_path / "bin").mkdir()
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho '  MIG 1g.18gb Device 0: (UUID: MIG-2)'\n"
@@ -151,7 +151,7 @@ def two_gpus(tmp_path):
     ("2", "there is no GPU 2. nvidia-smi lists 2, numbered from 0"), ("0,0", "names 0 twice"), ("two", "'two' is not a device"),
     ("0;1", "'0;1' is not a device"), ("cuda", "'cuda' is not a device"),
     ("mps", "bash train.sh --device mps")])
-def test_devices_that_are_none(run_script, two_gpus, gpus, words):
+def test_invalid_devices_are_refused(run_script, two_gpus, gpus, words):
     done = run_script("train.sh", GPUS=gpus, PATH=two_gpus)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
@@ -187,7 +187,7 @@ touch "{tmp_path}/started"
 
 
 def test_variables_of_other_launchers_do_not_reach_a_run_of_one_node(run_script, tmp_path):
-    """Kubeflow sets all of these; torchrun follows PET_NNODES and would wait for other nodes."""
+    """Kubeflow sets all of these. torchrun obeys PET_NNODES and would wait for other nodes."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
@@ -203,8 +203,8 @@ env > "{tmp_path}/environment"
 
 
 @pytest.mark.slow
-def test_a_request_ends_a_node_whatever_torchrun_does_about_it(tmp_path):
-    """It may wait for a store whose machine is gone."""
+def test_a_request_to_stop_ends_a_node_even_if_torchrun_hangs(tmp_path):
+    """torchrun may wait for a store on a machine that is gone."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
@@ -223,8 +223,8 @@ for second in {{1..60}}; do sleep 1; done
     waiting.stdout.close()
 
 
-def test_the_name_of_a_computer_is_no_runs(run_script):
-    """WSL sets NAME to it."""
+def test_name_is_ignored_if_it_is_the_computers(run_script):
+    """WSL sets NAME to the name of the computer."""
     host = os.uname().nodename
     done = run_script("train.sh", DRY_RUN="1", NAME=host.upper(), WSL_DISTRO_NAME="Ubuntu")
     assert flags_after(command_words(done)) == {} and f"NAME={host.upper()} is ignored, because" in done.stderr
@@ -233,7 +233,7 @@ def test_the_name_of_a_computer_is_no_runs(run_script):
 
 
 def test_the_printed_command_can_be_pasted(tmp_path, two_gpus):
-    """Bash reads from it the words that the script itself passes on: those that a Python which only notes them is given."""
+    """Bash reads the same words from it that the script itself passes on. A stand-in for Python records them."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
@@ -252,7 +252,7 @@ printf '%s\\0' "$OMP_NUM_THREADS" "$CUDA_VISIBLE_DEVICES" "$@" > "$NOTES"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_code_of_a_run_is_the_scripts_when_its_watcher_ended_first(run_script, tmp_path):
+def test_the_script_returns_the_exit_code_of_the_run_when_its_watcher_ended_first(run_script, tmp_path):
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != - ] || exec "{sys.executable}" "$@"
@@ -274,7 +274,7 @@ echo "$VIT_LAUNCH"
     ({"NNODES": "2"}, "MASTER_ADDR"), ({"NPROC": "two"}, "NPROC=two"), ({"NNODES": "many"}, "NNODES=many"),
     ({"NPROC": "0"}, "NPROC=0"), ({"NODE_RANK": "1"}, "Set NNODES"), ({"TMPDIR": "/no/such"}, "TMPDIR=/no/such: cannot write"),
     ({"NNODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT=tcp")])
-def test_bad_variables_are_reported_at_once(run_script, variables, words):
+def test_bad_variables_are_reported_before_the_start(run_script, variables, words):
     done = run_script("train.sh", DRY_RUN="1", **variables)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
@@ -284,7 +284,7 @@ def test_bad_variables_are_reported_at_once(run_script, variables, words):
     ({"NPROC": "3"}, [], "--train_batch_size 64 is not divisible by 3 processes"),
     ({}, ["--distillation", "hard", "--teacher", "docs"], "--teacher: docs holds no intact checkpoint: it is not a run folder")])
 def test_what_needs_no_pytorch_is_refused_before_torchrun(run_script, tmp_path, variables, flags, words):
-    """Within a second, where the machine has nothing else to do. What else is refused so: tests/system/test_train.py."""
+    """Within a second on an idle machine. tests/system/test_train.py has more such errors."""
     python = tmp_path / "python3"
     python.write_text(f"""#!/usr/bin/env bash
 [ "$1" != -m ] || {{ echo launched; exit 9; }}
@@ -297,7 +297,7 @@ exec "{sys.executable}" -X importtime "$@"
     assert "torchrun" not in done.stdout.splitlines() and not re.search(r"\| +(torch|numpy)$", done.stderr, re.MULTILINE)
 
 
-def test_a_relative_path_that_is_where_the_script_was_called(tmp_path):
+def test_a_relative_path_in_the_callers_folder_is_named_in_the_error(tmp_path):
     (tmp_path / "run").mkdir()
     done = subprocess.run(["bash", str(ROOT / "train.sh"), "--resume_path", "run"], cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"PYTHON": sys.executable})
@@ -314,8 +314,8 @@ def test_help_needs_no_torchrun(run_script):
 
 @pytest.mark.parametrize("script", ["train.sh", "train_fp16.sh"])
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash --posix", ""])
-def test_any_shell_starts_bash(script, shell):
-    """Also ./train.sh"""
+def test_the_scripts_run_in_bash_from_any_shell(script, shell):
+    """Also as ./train.sh."""
     words = [*shell.split(), f"./{script}"]
     if shell and not shutil.which(words[0]):
         pytest.skip(f"no {words[0]} here")
@@ -325,7 +325,7 @@ def test_any_shell_starts_bash(script, shell):
 
 
 @pytest.mark.parametrize("program", ["train.py", "dataset.py", "sweep.py", "visualize.py", "annotate.py", "export.py"])
-def test_windows_is_refused_in_one_line(program):
+def test_windows_is_reported_in_one_line(program):
     code = (f"import sys, runpy, signal, pathlib, subprocess; sys.platform = 'win32'; sys.argv = ['{program}']; "
             f"sys.path.insert(0, ''); runpy.run_path('{program}', run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -333,8 +333,8 @@ def test_windows_is_refused_in_one_line(program):
                                                     "--install) and start the program there.\n")
 
 
-def test_a_clone_of_windows_has_the_files_as_they_are(tmp_path):
-    """git there changes the ends of lines, unless .gitattributes says otherwise."""
+def test_a_clone_on_windows_has_the_same_files(tmp_path):
+    """git changes the line endings there, unless .gitattributes says otherwise."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -352,10 +352,10 @@ def test_a_clone_of_windows_has_the_files_as_they_are(tmp_path):
     assert os.access(tmp_path / "clone" / "train.sh", os.X_OK)
 
 
-# ------------------------------------------------------------------------------------- setting itself up
+# ------------------------------------------------------------------------------------- the environment
 
 STUB = """#!/usr/bin/env bash
-# A Python without PyTorch: notes what it is asked, and makes an environment whose Python is another stub.
+# A Python without PyTorch: records its arguments, and makes an environment whose Python is another stub.
 echo "$(basename "$0") $*" >> "{log}"
 case "$*" in
     "-m venv --clear .venv"*) rm -rf "$4"; mkdir -p "$4/bin"; cp "{inner}" "$4/bin/python" ;;
@@ -370,7 +370,7 @@ esac
 
 @pytest.fixture
 def bare_machine(tmp_path, monkeypatch):
-    """A copy of the scripts beside a Python that lacks everything; `pip install` makes the modules appear."""
+    """Return a copy of the scripts, a log of calls, and a Python without any packages, whose `pip install` adds the modules."""
     project, log = tmp_path / "pro ject", tmp_path / "calls"
     (project / "utils").mkdir(parents=True)
     monkeypatch.setenv("VIT_TORCH_CPU_INDEX", "")
@@ -390,7 +390,7 @@ def bare_machine(tmp_path, monkeypatch):
 
 
 def test_first_use_makes_the_environment_once(run_script, bare_machine):
-    """An installation that was interrupted is completed, in the same environment."""
+    """An interrupted installation is completed in the same environment."""
     project, log, python = bare_machine
     done = run_script("train.sh", cwd=project, PYTHON=str(python))
     assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr
@@ -405,8 +405,8 @@ def test_first_use_makes_the_environment_once(run_script, bare_machine):
         assert "-m venv" not in log.read_text()
 
 
-def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_script, bare_machine):
-    """Whatever Python there is; once, and again when the lock is another, or an installation was not finished."""
+def test_locked_installs_the_lock_with_hashes_into_a_separate_folder(run_script, bare_machine):
+    """With any Python. It installs once, and again when the lock changes or an installation was not finished."""
     project, log, python = bare_machine
     assert command_words(run_script("train.sh", cwd=project, PYTHON=sys.executable, LOCKED="1", DRY_RUN="1"))[2] == (
         ".venv-locked/bin/python") and not (project / ".venv-locked").exists()
@@ -426,7 +426,7 @@ def test_locked_installs_the_lock_with_hashes_into_a_folder_of_its_own(run_scrip
 
 
 def test_an_environment_without_pip_is_recreated(run_script, bare_machine):
-    """A Python without its venv package leaves such an environment behind."""
+    """A Python without the venv package leaves such an environment behind."""
     project, log, python = bare_machine
     broken = project / ".venv" / "bin" / "python"
     broken.parent.mkdir(parents=True)
@@ -446,7 +446,7 @@ def test_dry_run_installs_nothing_and_a_missing_python_is_reported(run_script, b
 
 
 def test_a_python_with_pytorch_that_lacks_a_small_package_is_named(run_script, bare_machine, tmp_path):
-    """Before PyTorch is installed a second time, which VENV asks for; an installation that was begun is completed."""
+    """Instead of installing PyTorch a second time, unless VENV is set. An unfinished installation is completed."""
     project, log, bare = bare_machine
     python = tmp_path / "almost"
     python.write_text(f"""#!/usr/bin/env bash
@@ -464,7 +464,7 @@ exec "{bare}" "$@"
     assert log.read_text().count("pip install") == 2
 
 
-def test_a_folder_that_cannot_be_written_is_named(run_script, bare_machine):
+def test_an_unwritable_folder_is_named(run_script, bare_machine):
     project, log, python = bare_machine
     done = run_script("train.sh", cwd=project, PYTHON=str(python), VENV="requirements.txt/venv")
     assert done.returncode == 2 and "cannot write to the folder requirements.txt/venv" in done.stderr
@@ -485,7 +485,7 @@ def make_wheel(folder: Path, name: str, version: str, module: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")), reason="for Linux without a GPU")
 def test_the_first_installation_takes_the_build_for_cpus_where_no_gpu_is(tmp_path, bare_machine):
-    """With pip and tiny packages, the CPU build on an index of its own; where that is not reached, the other one."""
+    """With pip and tiny packages. The CPU build is on a separate index; if that is not reachable, the other build is used."""
     base = Path(sys.executable).resolve()
     if not subprocess.run([base, "-c", "import torch"], capture_output=True).returncode:
         pytest.skip("this Python has PyTorch already")
@@ -511,7 +511,7 @@ def test_the_first_installation_takes_the_build_for_cpus_where_no_gpu_is(tmp_pat
 
     done = run("use.sh")
     assert done.returncode == 0 and "with the CPU build of PyTorch" in done.stdout, done.stdout + done.stderr
-    assert "Downloading" in done.stdout and "torch-2.15.0" in done.stdout                # it shows that it lives
+    assert "Downloading" in done.stdout and "torch-2.15.0" in done.stdout                # it shows its progress
     packages = (project / ".venv").glob("lib/python*/site-packages/torch*.dist-info")
     assert {path.name for path in packages} == {"torch-2.15.0+cpu.dist-info", "torchvision-0.30.0+cpu.dist-info"}
     assert run("ask.sh").stdout == f"{index}\n"
@@ -525,8 +525,8 @@ def test_the_first_installation_takes_the_build_for_cpus_where_no_gpu_is(tmp_pat
     assert run("ask.sh").returncode == 1
 
 
-def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_machine):
-    """The comparisons with other implementations have an environment of their own."""
+def test_test_sh_installs_its_packages_and_passes_arguments_to_pytest(run_script, bare_machine):
+    """The comparisons with other implementations have a separate environment."""
     project, log, python = bare_machine
     assert run_script("test.sh", "--reference", "-x", cwd=project, PYTHON=str(python), LOCKED="1").returncode == 0
     calls = log.read_text()
@@ -537,7 +537,7 @@ def test_test_sh_sets_itself_up_and_passes_arguments_to_pytest(run_script, bare_
     assert "-r requirements-test.txt" in calls and "python -m ruff check ." in calls and "--dist worksteal -m not slow" in calls
 
 
-def test_sweep_sh_sets_itself_up_and_passes_its_rates(run_script, bare_machine):
+def test_sweep_sh_installs_its_packages_and_passes_its_rates(run_script, bare_machine):
     project, log, python = bare_machine
     done = run_script("sweep.sh", "--num_steps", "5", cwd=project, PYTHON=str(python), LEARNING_RATES="0.1,0.2")
     assert done.returncode == 0 and done.stdout.count("First use: installing") == 1, done.stderr

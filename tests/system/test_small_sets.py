@@ -1,4 +1,4 @@
-"""benchmarks/small_sets: the splits, how results are read, and the statistics, with numbers computed by hand."""
+"""benchmarks/small_sets: the splits, reading of results, and the statistics, compared with numbers computed by hand."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ TINY = "--model_type ViT-Ti_16 --img_size 8 --patch_size 4 --hidden_size 16 --nu
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Two classes, 5 + 2 and 4 + 3 images; a name occurs in both parts."""
+    """Write two classes with 5 + 2 and 4 + 3 images, with the same file names in both parts. Return the folder."""
     for part, name, count in (("train", "ant", 5), ("val", "ant", 2), ("train", "bee", 4), ("val", "bee", 3)):
         folder = tmp_path / "set" / part / name
         folder.mkdir(parents=True)
@@ -41,11 +41,11 @@ def test_a_draw_pools_both_parts_and_keeps_the_size_of_val(photographs, tmp_path
     assert drawn == Split(tmp_path / "a", train=9, held_out=5, classes=2)
     found = content(tmp_path / "a")
     assert {name: len(images) for name, images in found.items()} == {"train/ant": 5, "val/ant": 2, "train/bee": 4, "val/bee": 3}
-    for name in ("ant", "bee"):                                    # disjoint, and together all there are, each in its class
+    for name in ("ant", "bee"):                                    # disjoint, together all images, each in its class
         assert found[f"train/{name}"] | found[f"val/{name}"] == {path.read_text() for path in photographs.rglob(f"{name}/*")}
 
 
-def test_draws_differ_and_their_sizes_contain_each_other(photographs, tmp_path):
+def test_draws_differ_and_a_smaller_size_is_part_of_a_larger_one(photographs, tmp_path):
     for name, draw, per_class in (("a", 1, None), ("again", 1, None), ("small", 1, 2), ("b", 2, None)):
         draw_split(photographs, tmp_path / name, draw, per_class)
     a, again, small, b = (content(tmp_path / name) for name in ("a", "again", "small", "b"))
@@ -61,10 +61,10 @@ def test_a_set_without_val_is_refused(photographs, tmp_path):
         draw_split(tmp_path, tmp_path / "a", 1, None)
 
 
-# ------------------------------------------------------------------------------------------------- what is read
+# ---------------------------------------------------------------------------------------------- reading results
 
 
-def test_evaluating_more_often_makes_no_better_best():
+def test_more_evaluations_do_not_raise_the_best():
     evaluations = [(number / 27, float(number)) for number in range(3, 28, 3)]           # nine; 1/8 is 3.4
     assert [round(27 * position) for position, _ in measured.at_moments(evaluations)] == [3, 6, 9, 12, 18, 21, 24, 27]
     often = [(number / 80, 99.0 if number % 10 else 50.0) for number in range(1, 81)]    # 99 % between the eight moments
@@ -93,7 +93,7 @@ def a_job(tmp_path: Path, train: int, images_seen: int, draw: int = 3) -> Job:
     (10, TimmLength(10, 1, 128)),          # fewer than a batch: timm would drop them all
     (256, TimmLength(32, 8, 5)),
 ])
-def test_timm_sees_as_many_images_though_it_drops_the_last_batch(tmp_path, train, length):
+def test_timm_sees_as_many_images_although_it_drops_the_last_batch(tmp_path, train, length):
     job = a_job(tmp_path, train, 1280)
     assert TimmLength.of(job) == length
     words = contenders.timm_same(job)
@@ -125,7 +125,7 @@ def test_vit_paper_runs_as_long_as_the_base_and_a_candidate_is_evaluated_at_the_
         contenders.candidate("x", {"all": ""}, ["5", "all"])
 
 
-def test_an_accuracy_on_other_images_is_noticed():
+def test_an_accuracy_on_another_number_of_images_is_refused():
     comparison.check_held_out(Outcome(((1.0, 68.75),), 1, 1), Split(Path(), 1, held_out=128, classes=2))
     with pytest.raises(RunFailed, match="no whole number of 100 images"):
         comparison.check_held_out(Outcome(((1.0, 68.75),), 1, 1), Split(Path(), 1, held_out=100, classes=2))
@@ -146,7 +146,7 @@ def test_differences_are_paired():
     found = figures.difference(ours, theirs, "last")
     assert found.mean == pytest.approx(2.0) and found.error == pytest.approx(1 / 3 ** 0.5) and found.pairs == 3
     assert str(found) == "**+2.0 ± 0.6**" and str(figures.difference(theirs, ours, "last")) == "**-2.0 ± 0.6**"
-    assert str(figures.difference(ours[:1], theirs, "last")) == "+1.0"                # of one pair there is no error
+    assert str(figures.difference(ours[:1], theirs, "last")) == "+1.0"                # one pair has no error
     assert figures.difference(ours, [], "last") is None
     assert figures.difference(ours, theirs, "last", lambda run: run["draw"] == 2).mean == pytest.approx(2.0)
     assert str(figures.Difference(1.0, 0.5, 9)) == "+1.0 ± 0.5"                       # not above twice its error
@@ -163,7 +163,7 @@ def test_the_sizes_of_one_draw_count_as_one_for_the_error():
 @pytest.mark.parametrize(("overall", "by_set", "above"), [
     ((2.1, 1.0), [3.0, -1.0], True), ((2.0, 1.0), [3.0, 1.0], False), ((2.1, 1.0), [9.0, -1.1], False),
     ((2.1, None), [2.1], False)])
-def test_the_rule_of_being_above(overall, by_set, above):
+def test_when_a_difference_counts_as_above(overall, by_set, above):
     differences = [figures.Difference(mean, 1.0, 5) for mean in by_set]
     assert figures.is_above(figures.Difference(*overall, 10), differences) is above
 
@@ -196,7 +196,7 @@ def test_the_page_omits_contenders_that_were_not_chosen(tmp_path):
     assert "| auto | 60.0 | 60.0 | 1 |" in text and "Draws 1 of these sets" in text and "other (" not in text
 
 
-def test_the_page_begins_with_what_was_found():
+def test_the_page_begins_with_the_results():
     runs = [a_run("auto", 60.0 + draw, draw=draw) for draw in (1, 2, 3)]
     runs += [a_run("timm", 58.0 + draw + (draw == 3), draw=draw) for draw in (1, 2, 3)]
     runs += [a_run("x", value, draw=draw) for draw, value in ((1, 66.0), (2, 60.0), (3, 65.0))]
@@ -210,7 +210,7 @@ def test_the_page_begins_with_what_was_found():
 
 
 @pytest.mark.parametrize("file", sorted(small_sets.RESULTS.parent.glob("small_sets*.jsonl")), ids=lambda file: file.stem)
-def test_a_page_is_that_of_its_results(file):
+def test_each_page_matches_its_results(file):
     results = Results(file)
     flags = {run["contender"]: run["flags"] for run in results.runs}
     others = [contenders.candidate(name, flags[name], []) for name in flags.keys() - {one.name for one in contenders.CONTENDERS}]
@@ -220,7 +220,7 @@ def test_a_page_is_that_of_its_results(file):
 
 
 def test_the_page_of_the_recipe_repeats_rows_of_the_other_pages():
-    """Each row that begins with a contender or a candidate is a row of such a page."""
+    """Each row that begins with a contender or a candidate is a row of one of those pages."""
     pages = [page.read_text() for page in (ROOT / "docs").glob("small_sets*.md")]
     names = {line.split("|")[1] for page in pages for line in page.splitlines() if line.startswith("| ")} - {" contender "}
     page = (ROOT / "docs" / "recipe_photos.md").read_text()
@@ -243,7 +243,7 @@ def compare(photographs: Path, results: Results, *who: Contender) -> Comparison:
     return made
 
 
-def test_what_is_in_the_results_is_not_run_again(photographs, tmp_path, capsys):
+def test_runs_that_have_results_are_not_repeated(photographs, tmp_path, capsys):
     results = Results(tmp_path / "r.jsonl")
     results.begin(SESSION)
     first = compare(photographs, results, fake("base"), fake("broken", "import sys; sys.exit('no such flag')"))
@@ -262,7 +262,7 @@ def test_what_is_in_the_results_is_not_run_again(photographs, tmp_path, capsys):
 
 
 def test_an_interrupt_ends_the_runs(photographs, tmp_path):
-    """Those of other threads too: a run of a minute ends at once, and nothing of it is kept."""
+    """Also those of other threads: a run of a minute ends immediately, and its result is not stored."""
     def command(job: Job) -> list[str]:
         if job.size == "all":
             return [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -290,7 +290,7 @@ def test_without_the_base_the_others_do_not_run(photographs, tmp_path):
     (["--draws", "one"], "--draws"),
     (["--model", "--model_type none"], "none"),
 ])
-def test_bad_input_is_one_line(photographs, tmp_path, capsys, flags, message):
+def test_bad_input_is_reported_in_one_line(photographs, tmp_path, capsys, flags, message):
     (tmp_path / "x.npz").touch()
     with pytest.raises(SystemExit, match="2"):
         small_sets.main(["--data", str(tmp_path), "--sets", "set", "--start", str(tmp_path / "x.npz"), "--json",

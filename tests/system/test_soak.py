@@ -11,21 +11,21 @@ import pytest
 import rig
 
 PROMISE = ("P23", "memory, file descriptors, threads and shared memory stay flat")
-# The smallest run of the rig: what is left of a step is the program around it.
+# The smallest run of the rig, so that a step consists mostly of the program around the model.
 SMALL = ("--hidden_size", 16, "--mlp_dim", 16, "--num_layers", 1, "--randaugment_ops", 0, "--patch_size", 16, "--num_workers", 1,
          "--eval_batch_size", 20)
 BATCH = 16 * 3 * 32 * 32          # bytes of the images of a step, as they are loaded
 
 
 def resident() -> int:
-    """Bytes in memory that are this process's own, or shared with its workers; pages of libraries come and go."""
+    """Return the bytes in memory of this process, with those shared with its workers, without pages of libraries."""
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))}
     return 1024 * sum(sizes.values())
 
 
 def shared_files() -> list[str]:
-    """What PyTorch has in /dev/shm for processes of this group; others may be at work."""
+    """Return PyTorch's files in /dev/shm of processes of this group. Other groups may have files there too."""
     group, found = os.getpgid(0), []
     for name in os.listdir("/dev/shm"):
         owner = name.split("_")[1:2] if name.startswith("torch_") else []
@@ -37,11 +37,11 @@ def shared_files() -> list[str]:
     return found
 
 
-WORKERS: set[str] = set()         # every loader process that there has been
+WORKERS: set[str] = set()         # every loader process so far
 
 
 def observed(file: Path, every: int):
-    """before(rank): each `every` steps a line about the process goes to the file."""
+    """Return before(rank), which writes a line about the process to the file every `every` steps."""
     def install(rank: int) -> None:
         from utils.training import trainer
         original = trainer.Trainer.train_step
@@ -61,15 +61,15 @@ def observed(file: Path, every: int):
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of the line through the points by Theil and Sen, the median over all pairs: a single jump does not decide it."""
+    """Return the Theil-Sen slope of the points, the median over all pairs, which a single jump does not change."""
     thin = points[::max(1, len(points) // 200)]
     return median((b - a) / (y - x) for i, (x, a) in enumerate(thin) for y, b in thin[i + 1:])
 
 
-def judge(rows: list[dict]) -> tuple[float, dict[str, int]]:
-    """-> (bytes a step, by how much the lowest counts of files, threads and shared files have risen) after a warm-up.
+def growth(rows: list[dict]) -> tuple[float, dict[str, int]]:
+    """Return (bytes a step, the rise of the lowest counts of files, threads and shared files) after a warm-up.
 
-    The lowest of a quarter of the run: at any single step some may be on their way.
+    The lowest count of a quarter of the run is used: at a single step some may be about to be closed.
     """
     rows = rows[len(rows) // 4:]
     quarter = max(1, len(rows) // 4)
@@ -79,21 +79,21 @@ def judge(rows: list[dict]) -> tuple[float, dict[str, int]]:
 
 
 def soak(folder: Path, steps: int, evaluations: int) -> tuple[float, dict[str, int]]:
-    """Every evaluation has loader workers of its own."""
+    """Run training, in which every evaluation starts new loader workers. Return the growth."""
     notes = folder / "notes.jsonl"
     children = rig.start(folder, *SMALL, "--num_steps", steps, "--eval_every", steps // evaluations, "--save_every",
                          steps // evaluations, before=observed(notes, max(1, steps // 1000)))
     assert rig.wait(children, timeout=3600) == [0], (folder / "out.txt").read_text()[-3000:]
     printed = (folder / "out.txt").read_text()
     assert printed.count("accuracy") > evaluations, printed[-3000:]
-    return judge([json.loads(line) for line in notes.read_text().splitlines()])
+    return growth([json.loads(line) for line in notes.read_text().splitlines()])
 
 
-@pytest.mark.slow          # runs that are forked come first: others' counts of operations leave threads that forbid them
+@pytest.mark.slow          # forked runs come first: counting operations in other tests leaves threads behind, that prevent it
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.contract(*PROMISE)
 def test_a_long_run_takes_no_more_than_a_short_one(tmp_path, tries, figure):
-    """Few steps do not show a slow leak, but do show a quarter of a batch that each step leaves behind."""
+    """A short run does not show a slow leak, but does show a leak of a quarter of a batch a step."""
     steps, evaluations = tries(160, 5000), tries(8, 50)
     grown, rise = soak(tmp_path, steps, evaluations)
     assert grown < tries(BATCH / 4, 1000), f"{grown:.0f} bytes a step"
@@ -103,7 +103,7 @@ def test_a_long_run_takes_no_more_than_a_short_one(tmp_path, tries, figure):
 
 
 def test_a_leak_is_found():
-    """By the judge of the test above, in the figures of a run that swings by some MB."""
+    """By `growth`, in the numbers of a run whose memory varies by some MB."""
     def rows(**rising: float) -> list[dict]:
         found = []
         for step in range(1, 161):
@@ -112,8 +112,8 @@ def test_a_leak_is_found():
                 what: 20 + step % 2 + int(rising.get(what, 0) * ((step + 20) // 40)) for what in ("files", "threads", "shared")}})
         return found
 
-    assert judge(rows()) == (0, {"files": 0, "threads": 0, "shared": 0})
-    assert judge(rows(bytes=BATCH))[0] == pytest.approx(BATCH, rel=0.05)
-    assert judge(rows(bytes=BATCH / 2))[0] > BATCH / 4
+    assert growth(rows()) == (0, {"files": 0, "threads": 0, "shared": 0})
+    assert growth(rows(bytes=BATCH))[0] == pytest.approx(BATCH, rel=0.05)
+    assert growth(rows(bytes=BATCH / 2))[0] > BATCH / 4
     for what in ("files", "threads", "shared"):
-        assert judge(rows(**{what: 1}))[1][what] > 0, "one more now and then"
+        assert growth(rows(**{what: 1}))[1][what] > 0, "one more from time to time"

@@ -1,4 +1,4 @@
-"""The sweep: what it passes on, what it refuses, how it chooses, and that an interrupted one resumes."""
+"""The sweep: which flags it passes on, what it refuses, how it chooses, and how it resumes after an interruption."""
 
 import csv
 import json
@@ -18,12 +18,12 @@ from utils.config import ConfigError
 
 @pytest.fixture(autouse=True)
 def called_from_here(monkeypatch):
-    """A sweep sets it for its runs; other tests must not see it."""
+    """Restore VIT_CALLED_FROM, which a sweep sets for its runs: other tests must not see it."""
     monkeypatch.setenv("VIT_CALLED_FROM", os.getcwd())
 
 
 def error_line(capsys, *argv: str) -> str:
-    """The one line that a refused command gets."""
+    """Return the one line of a refused command."""
     assert sweep.main(list(argv)) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and printed.startswith("sweep.py: error: ")
@@ -41,7 +41,7 @@ def test_flags_and_the_variables_of_train_sh_are_read(monkeypatch):
     assert sweep.flags_of_script(["--num_steps", "5"]) == {"dataset": "cifar10", "name": "c10", "num_steps": 5}
 
 
-def test_a_rate_that_is_there_twice_is_told(capsys):
+def test_a_repeated_rate_is_reported(capsys):
     assert sweep.parse(["--learning_rates", "0.01,1e-2,0.1"])[1] == [0.01, 0.1]
     assert capsys.readouterr().out == "sweep: --learning_rates has 0.01 several times; it is tried once\n"
     sweep.parse(["--learning_rates", "0.01,0.1"])
@@ -51,7 +51,7 @@ def test_a_rate_that_is_there_twice_is_told(capsys):
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("LEARNING_RATE", "0.1", "--learning_rate"), ("RESUME_PATH", "output/r", "--resume_path"), ("NAME", "../up", "--name"),
     ("DRY_RUN", "1", "a sweep has no dry run")])
-def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
+def test_invalid_variables_are_refused(monkeypatch, capsys, name, value, words):
     monkeypatch.setenv(name, value)
     assert words in error_line(capsys)
 
@@ -68,7 +68,7 @@ def test_variables_that_cannot_be(monkeypatch, capsys, name, value, words):
     (["--test", "once"], "--test: a sweep sets"),
     (["--dataset", "folder", "--data_dir", "no/such"], "no/such"),
     (["--dataset", "folder", "--data_dir", "{tree}", "--val_fraction", "0.2"], "no test set. Add --test_fraction 0.2")])
-def test_bad_input_is_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
+def test_bad_input_is_reported_in_one_line(capsys, tmp_path, tmp_path_factory, argv, words):
     tree = make_tree(tmp_path_factory.mktemp("data"), splits=("train",))
     argv = [word.format(tree=tree) for word in argv]
     assert words in error_line(capsys, "--output_dir", str(tmp_path), *argv)
@@ -83,7 +83,7 @@ def test_another_sweep_in_the_same_folder_is_refused(capsys, tmp_path):
     (tmp_path / "s" / "lr-0.1").mkdir()
     (tmp_path / "s" / "lr-0.1" / "log.jsonl").touch()
     file = tmp_path / "s" / "sweep.json"
-    older = json.loads(file.read_text()) | {"fp16": False, "float32_matmul": "highest"}              # flags that are gone
+    older = json.loads(file.read_text()) | {"fp16": False, "float32_matmul": "highest"}              # flags that no longer exist
     file.write_text(json.dumps(older))
     sweep.claim(tmp_path / "s", settings | {"seed": 2})
     with pytest.raises(ConfigError, match=r"with seed 2, not 1\. Choose another NAME, or add --seed 2 to continue it"):
@@ -101,7 +101,7 @@ def test_sweep_with_other_names_of_settings_is_refused(tmp_path, before, words):
         sweep.claim(tmp_path, {"learning_rates": [0.1], "seed": 1})
 
 
-# ------------------------------------------------------------------ whole sweeps, of runs that only write what runs write
+# ------------------------------------------------------------------ whole sweeps of stand-ins, which only write a run's files
 
 TRAIN_SH = """
 add learning_rate "$LEARNING_RATE"
@@ -110,7 +110,7 @@ add val_fraction "$VAL_FRACTION"
 if [ "${DRY_RUN:-}" = 1 ]; then printf '%q ' train.py "$@"; echo; exit; fi
 exec "$PYTHON" stub.py "$@"
 """
-# Takes the place of train.py: accuracy falls with the rate, 10 has no loss, 1e25 diverges, and 12 ends by a signal.
+# Replaces train.py: accuracy falls with the rate, 10 has no loss, 1e25 diverges, and 12 ends by a signal.
 STUB = """
 import json, os, pathlib, signal, sys
 
@@ -148,7 +148,7 @@ log("end")
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """stub() -> the flags of every run so far, by its folder; the sweeps of the test start stubs in tmp_path"""
+    """Return stub() -> arguments and environment of every run so far. Sweeps of the test start stand-ins in tmp_path."""
     (tmp_path / "train.sh").write_text("add() { :; }\n" + TRAIN_SH)
     (tmp_path / "stub.py").write_text(STUB)
     mark(tmp_path / "edits", range(3))
@@ -169,7 +169,7 @@ def rows_of(folder: str) -> list[dict]:
 
 
 def test_the_folder_of_a_run_is_refused(stub, capsys, tmp_path):
-    """In train.sh's words, before anything is written."""
+    """With the message of train.sh, before anything is written."""
     for file in ("step-00000006.pt", "best.pt"):
         (tmp_path / "output" / file / file).parent.mkdir(parents=True)
         (tmp_path / "output" / file / file).touch()
@@ -179,7 +179,7 @@ def test_the_folder_of_a_run_is_refused(stub, capsys, tmp_path):
 
 
 def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
-    """A part is held out, a rate that diverges is noted, and test is looked at once, at the end."""
+    """A part of train is held out, a rate that diverges is recorded, and test is evaluated once, at the end."""
     data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})
     argv = ["--learning_rates", "0.003,1e25", "--name", "s", "--dataset", "folder", "--data_dir", data, "--split_seed", "3",
             "--val_fraction", "0.25", "--eval_train"]
@@ -189,7 +189,7 @@ def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
     Path("kill-final").unlink()
     before = {path: path.stat().st_mtime_ns for path in Path("output/s").glob("lr-*/log.jsonl")}
     for name, value in (("LEARNING_RATE", "0.5"), ("GPUS", "0,1")):
-        monkeypatch.setenv(name, value)                    # the run that is resumed has its settings
+        monkeypatch.setenv(name, value)                    # the resumed run keeps its settings
     assert sweep.main(argv) == 0
     printed = capsys.readouterr().out
     assert "resuming final" in printed and "running" not in printed and "sweep: learning rate 0.003, chosen on" in printed
@@ -207,11 +207,11 @@ def test_a_sweep_that_was_interrupted_resumes(stub, capsys, monkeypatch):
         assert (call is final) == ("--split_seed" not in given)
     assert resumed["argv"] == [] and resumed["env"]["RESUME_PATH"] == "output/s/final"
     assert resumed["env"]["GPUS"] == "0,1" and "LEARNING_RATE" not in resumed["env"]
-    assert sweep.main(argv) == 0 and len(stub()) == len(trials) + 2, "a run that has ended was started again"
+    assert sweep.main(argv) == 0 and len(stub()) == len(trials) + 2, "a finished run was started again"
 
 
 def test_a_sweep_over_attention_weights(stub, capsys):
-    """Every trial starts from step 1 with its weight; the table and the picture name what was tried."""
+    """Every trial starts from step 1 with its weight. The table and the picture name the tried values."""
     Path("one.pt").touch()
     assert sweep.main(["--attention_loss_weights", "10,0", "--name", "w", "--pretrained_dir", "one.pt", "--attention_edits",
                        "edits"]) == 0
@@ -224,8 +224,8 @@ def test_a_sweep_over_attention_weights(stub, capsys):
     assert "choice   attention loss weight 0, chosen on" in printed and Path("output/w/sweep.png").exists()
 
 
-def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys, run_train):
-    """The weights of step 1 are compared on its training images otherwise; with the same images held out the sweep runs."""
+def test_a_start_that_was_trained_on_the_held_out_images_is_refused(stub, capsys, run_train):
+    """Otherwise step 1 would be compared on its training images. With the same images held out the sweep runs."""
     data = tree(Path("data"), {"train/ant": 10, "train/bee": 10, "val/ant": 2, "val/bee": 2})
     images = ["--dataset", "folder", "--data_dir", data]
     for name, held_out in (("whole", []), ("part", ["--val_fraction", "0.1"])):
@@ -240,7 +240,7 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
     assert not Path("output/w").exists()
     assert sweep.main([*argv, "output/part"]) == 0 and len(stub()) == 3
     capsys.readouterr()
-    Path("output/old/weight-0.0").mkdir(parents=True)                     # begun by a version that did not look
+    Path("output/old/weight-0.0").mkdir(parents=True)                     # started by a version without this check
     Path("output/old/weight-0.0/log.jsonl").touch()
     argv[argv.index("w")] = "old"
     sweep.main([*argv, "output/whole"])
@@ -248,7 +248,8 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
 
 
 def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
-    """Whether its name and folder came as flags or as variables of train.sh. The trials leave what comes next to the sweep."""
+    """Whether its name and folder are given as flags or as variables of train.sh. VIT_TRIAL marks trials, which print no next
+    steps."""
     monkeypatch.setenv("NAME", "other")
     monkeypatch.setenv("VAL_FRACTION", "0.5")
     data = tree(Path("data"), {"train/ant": 4, "train/bee": 4, "val/ant": 2, "val/bee": 2})
@@ -266,14 +267,14 @@ def test_a_run_is_started_with_each_flag_once(stub, monkeypatch):
 
 
 def test_the_final_run_has_batch_and_augmentation_of_its_trial(tmp_path):
-    """For which its rate was chosen, though a recipe may take others for more images."""
+    """The rate was chosen for them, although a recipe may set others for more images."""
     assert sweep.pinned(tmp_path, {}) == []
     (tmp_path / "config.json").write_text('{"config": {"train_batch_size": 48, "randaugment_ops": 1}}')
     assert sweep.pinned(tmp_path, {}) == ["--train_batch_size", "48", "--randaugment_ops", "1"]
     assert sweep.pinned(tmp_path, {"train_batch_size": 32}) == ["--randaugment_ops", "1"]
 
 
-def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch, capsys):
+def test_a_final_run_resumes_with_its_own_rate(stub, monkeypatch, capsys):
     """An earlier version may have chosen another."""
     argv = ["--learning_rates", "0.003,0.1", "--name", "s"]
     Path("kill-final").touch()
@@ -287,7 +288,7 @@ def test_a_final_run_goes_on_with_the_rate_that_it_began_with(stub, monkeypatch,
     assert "the final run began with it" in capsys.readouterr().out
 
 
-def test_all_diverged_is_one_line(stub, capsys):
+def test_a_sweep_whose_runs_all_diverged_is_reported(stub, capsys):
     assert sweep.main(["--learning_rates", "1e25", "--name", "s"]) == 2
     assert "all runs of output/s diverged. Try lower learning rates" in capsys.readouterr().err
 
@@ -301,7 +302,7 @@ def test_lost_line_of_an_evaluation_is_written_again(stub, capsys):
     assert [row["run"] for row in rows_of("output/s")] == ["lr-0.003", "final"]
 
 
-def test_picture_without_room_does_not_cost_the_table(stub, capsys):
+def test_the_table_is_printed_although_the_picture_cannot_be_written(stub, capsys):
     Path("output/s/sweep.png").mkdir(parents=True)
     assert sweep.main(["--learning_rates", "0.003", "--name", "s"]) == 3
     printed = capsys.readouterr()
@@ -309,7 +310,7 @@ def test_picture_without_room_does_not_cost_the_table(stub, capsys):
 
 
 def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
-    """It is passed to the run, and the sweep can be resumed."""
+    """The signal is passed to the run, and the sweep can be resumed."""
     with pytest.raises(SystemExit) as end:
         sweep.main(["--learning_rates", "12", "--name", "s"])
     assert end.value.code == 128 + signal.SIGTERM and "the same command resumes it" in capsys.readouterr().err
@@ -318,7 +319,8 @@ def test_a_signal_ends_the_sweep_and_its_run(stub, capsys):
 
 @pytest.mark.slow
 def test_a_sweep_of_real_runs(run_script, tmp_path):
-    """By sweep.sh, with names that the output cannot show: train.sh takes its flags, and its logs hold what the table needs."""
+    """With sweep.sh, and with names that the output cannot show: train.sh accepts its flags, and the logs contain what the table
+    needs."""
     data, output = make_tree(tmp_path / "b\xe4ume", ("\xfcnf", "\u72ac"), splits=("train", "val", "test")), tmp_path / "\xf6"
     given = {"dataset": "folder", "data_dir": data, "recipe": "digits", "model_type": "ViT-Nano_2", "pretrained_dir": "none",
              "num_steps": 1, "train_batch_size": 4, "output_dir": output, "name": "s", "device": "cpu"}

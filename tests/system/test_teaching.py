@@ -1,4 +1,4 @@
-"""Step 2 as a user runs it: from step 1's checkpoint, with edits; exact resume; the picture; what is refused."""
+"""Step 2 as a user runs it: from step 1's checkpoint, with edits. Exact resume, the picture, and bad input."""
 
 import shutil
 from pathlib import Path
@@ -18,12 +18,12 @@ from utils.run import checkpoint
 STEP_2 = ("--pretrained_dir", "output/one", "--attention_edits", "edits", "--attention_loss_weight", 20, "--precision", "fp32")
 
 
-KEPT: list[Path] = []            # the folder of `step_1`, made once
+KEPT: list[Path] = []            # the folder of `step_1`, which is made once
 
 
 @pytest.fixture
 def step_1(run_train, tmp_path_factory):
-    """The run output/one, and edits of a third of the training digits"""
+    """Make the run output/one and edits of a third of the training digits."""
     if not KEPT:
         assert run_train("--name", "one", "--learning_rate", 3e-3, "--num_steps", 8, "--eval_every", 8) == 0
         mark(Path("edits"))
@@ -34,7 +34,7 @@ def step_1(run_train, tmp_path_factory):
 
 @pytest.fixture
 def drawn(monkeypatch) -> list:
-    """The rows of each picture that a run draws."""
+    """Return a list that receives the rows of each picture that a run draws."""
     rows = []
     monkeypatch.setattr(pictures, "before_and_after", lambda shown, title: rows.append(shown))
     return rows
@@ -54,7 +54,7 @@ def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
     assert "with --attention_loss_weight 0" in printed and "in the first " in printed
     before, after = ([event for event in events_of(f"output/{run}", ("eval",)) if event["split"] == "test"]
                      for run in ("one", "two"))
-    assert after[0]["accuracy"] == before[-1]["accuracy"]                 # step 1's head and weights, as they were
+    assert after[0]["accuracy"] == before[-1]["accuracy"]                 # step 1's head and weights, unchanged
     losses = [event["attention_loss"] for event in events_of("output/two", ("train",))]
     assert losses[-1] < 0.7 * losses[0]
     event = events_of("output/two", ("train",))[0]
@@ -78,7 +78,7 @@ def test_what_a_step_2_logs_and_writes(run_train, step_1, drawn, capsys):
 
 
 def test_a_resumed_step_2_is_exact(run_train, step_1, drawn):
-    """Also the picture: attention before is that of the start, from the checkpoint, in another folder too."""
+    """The picture too: its attention before is that of the start, read from the checkpoint, also in another folder."""
     flags = (*STEP_2, "--augmentation", "pad_flip", "--save_every", 4, "--eval_every", 4, "--sigmoid_attention", "all")
     assert run_train(*flags, "--name", "whole", "--num_steps", 8) == 0
     shutil.copytree("output/whole", "output/part")
@@ -93,8 +93,8 @@ def test_a_resumed_step_2_is_exact(run_train, step_1, drawn):
     assert Path("output/branch/attention.png").exists()
 
 
-def test_edits_that_change_on_the_way(run_train, step_1, capsys):
-    """Those that teach are a part of the run. Those of held-out images are only shown: no picture then, nor an old one."""
+def test_edits_must_not_change_before_a_resume(run_train, step_1, capsys):
+    """Edits of training images belong to the run. Those of held-out images are only shown, and may change."""
     assert run_train(*STEP_2, "--name", "two", "--num_steps", 4) == 0
     edit_file = Path("edits/train/0.json")
     before = edit_file.read_text()
@@ -117,8 +117,8 @@ def test_edits_that_change_on_the_way(run_train, step_1, capsys):
     assert "attention.png" in printed and Path("output/two/attention.png").exists(), "of the images that the run began with"
 
 
-def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
-    """train.sh exposes MODEL_TYPE and IMG_SIZE, and whoever sets them again means the same model."""
+def test_repeating_the_architecture_keeps_the_model_that_was_edited(run_train, capsys):
+    """train.sh has the variables MODEL_TYPE and IMG_SIZE, and users who set them again mean the same model."""
     view = ("--eval_crop", 0.75, "--interpolation", "bicubic", "--img_size", 12)
     assert run_train("--name", "one", "--sigmoid_attention", "all", "--num_layers", 3, "--mlp_dim", 100, *view) == 0
     mark(Path("edits"))
@@ -133,7 +133,7 @@ def test_repeating_the_architecture_keeps_what_was_edited(run_train, capsys):
 
 
 def test_an_edit_is_drawn_where_it_was_made(run_train, step_1, drawn):
-    """On the middle of the image, where the run shows it whole."""
+    """On the middle of the image, in a run that sees the whole image."""
     split = datasets.DATASETS["digits"]("").train
     edits.write(edits.path_of("edits", split.name(0)), edits.Edit(
         split.name(0), edits.checksum(split, 0), np.full((2, 2), 0.9, np.float32), np.ones((2, 2), bool),
@@ -151,8 +151,8 @@ def test_edits_that_no_trained_weight_can_follow_are_refused(run_train, step_1, 
     assert run_train(*STEP_2, "--name", "two", "--train_layers", 1) == 0
 
 
-def test_the_average_is_what_is_shown(run_train, step_1, drawn, capsys):
-    """And edits of images that are held out do not teach."""
+def test_the_averaged_weights_are_shown(run_train, step_1, drawn, capsys):
+    """Edits of held-out images are not used for training."""
     assert run_train(*STEP_2, "--name", "two", "--test_fraction", 0.5, "--ema_decay", 0.999, "--learning_rate", 0.05) == 0
     assert 100 < int(capsys.readouterr().out.split("attention: edits of ")[1].split()[0]) < 300
     state, model = state_of("output/two"), load_model("output/two/step-00000004.pt")
@@ -172,8 +172,8 @@ SPOILT = {
     "damaged, of a held-out image": (lambda: shutil.copytree("half", "edits/test"), "test/3.json")}
 
 
-def test_edits_that_cannot_teach_are_one_line(run_train, step_1, capsys):
-    """Before there is a run folder, and on every process: if only one refused, the others would wait for it."""
+def test_unusable_edits_are_reported_in_one_line(run_train, step_1, capsys):
+    """Before the run folder is created, and on every process: if only one stopped, the others would wait for it."""
     shutil.copytree("edits", "good")
     Path("half").mkdir()
     Path("half/3.json").write_text("{")
@@ -188,7 +188,7 @@ def test_edits_that_cannot_teach_are_one_line(run_train, step_1, capsys):
         assert not Path("output/two").exists()
 
 
-def test_the_picture(tmp_path):
+def test_the_picture_before_and_after(tmp_path):
     image, heat = np.zeros((8, 12, 3), np.uint8), np.linspace(0, 1, 6).reshape(2, 3)
     edit = np.array([[np.nan, 0.5, 1.0], [np.nan, np.nan, 0.0]])
     rows = [pictures.BeforeAfter("taught", image, "cat", (heat, "dog", 0.125), (heat / 2, "cat", 0.75), edit),

@@ -1,4 +1,4 @@
-"""Whole runs of train.py: what they write, what takes a whole run to see, and which input is refused."""
+"""Whole runs of train.py: what they write, what only a whole run can show, and bad input."""
 
 import functools
 import gzip
@@ -26,7 +26,7 @@ from utils.training import trainer
 # ------------------------------------------------------------------------------------------------ what a run writes
 
 
-def test_a_run_leaves_what_the_readme_names(run_train, capsys):
+def test_a_run_writes_the_files_that_the_readme_names(run_train, capsys):
     assert run_train("--num_steps", 5, "--eval_every", 2) == 0
     folder = Path("output/digits")
     files = sorted(path.name for path in folder.iterdir())
@@ -60,7 +60,7 @@ def test_where_and_how_often_a_run_writes(run_train):
 
 
 def test_best_is_the_best_evaluation(run_train):
-    """Of the loss within one image of the highest accuracy."""
+    """best.pt has the lowest loss of the evaluations within one image of the highest accuracy."""
     assert run_train("--num_steps", 12, "--eval_every", 3, "--learning_rate", 0.01) == 0
     best = load_state(Path("output/digits/best.pt"))
     evaluations = [event for event in events_of() if event.get("split") == "val"]
@@ -71,7 +71,7 @@ def test_best_is_the_best_evaluation(run_train):
 
 
 def test_eval_only_repeats_the_evaluation_and_writes_nothing(run_train, capsys, tmp_path):
-    """Of the run itself, and of its model exported to Google's layout: the head is kept. With the interval of its 60 images."""
+    """For the run itself and for its model exported to Google's layout, whose head is kept. The interval is that of 60 images."""
     assert run_train("--num_steps", 8, "--learning_rate", 0.01) == 0
     before = {path: path.read_bytes() for path in Path("output").rglob("*") if path.is_file()}
     expected = [event for event in events_of() if event.get("split") == "test"][-1]
@@ -88,7 +88,7 @@ def test_eval_only_repeats_the_evaluation_and_writes_nothing(run_train, capsys, 
 
 
 def test_an_image_and_its_mirror_image_are_evaluated_together(run_train, capsys):
-    """In training and afterwards, unless a flag says otherwise."""
+    """During and after training, unless a flag says otherwise."""
     assert run_train("--num_steps", 8, "--learning_rate", 0.01, "--tta", "flip") == 0
     expected = [event for event in events_of() if event.get("split") == "test"][-1]
     printed = []
@@ -99,8 +99,8 @@ def test_an_image_and_its_mirror_image_are_evaluated_together(run_train, capsys)
     assert printed == [True, False]
 
 
-def test_every_image_by_its_class(run_train, capsys):
-    """--confusion_matrix and --eval_train, in a run and of a run."""
+def test_tables_by_class_and_the_training_accuracy_are_written(run_train, capsys):
+    """--confusion_matrix and --eval_train, during a run and with --eval_only."""
     assert run_train("--confusion_matrix", "--eval_train") == 0
     rows = [line.split(",") for line in Path("output/digits/confusion.csv").read_text().splitlines()]
     assert rows[0][1:] == list("0123456789") and sum(int(cell) for row in rows[1:] for cell in row[1:]) == 60
@@ -112,8 +112,8 @@ def test_every_image_by_its_class(run_train, capsys):
     assert f"train accuracy {event['accuracy']:.2%}" in capsys.readouterr().out
 
 
-def test_an_evaluation_does_what_is_typed_alone(run_train, tmp_path, capsys):
-    """Not what the run did at its end, whose tables stay; its own have the checkpoint's name, wherever that is."""
+def test_eval_only_does_not_repeat_flags_of_the_run(run_train, tmp_path, capsys):
+    """The tables that the run wrote at its end stay. Those of the evaluation are named after the checkpoint."""
     assert run_train("--confusion_matrix", "--eval_train", "--eval_every", 2, "--learning_rate", 0.1) == 0
     model = create_model("ViT-Nano_2", 10)
     model.load_state_dict(state_of().model)
@@ -137,7 +137,7 @@ def test_an_evaluation_does_what_is_typed_alone(run_train, tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in before} and len(list(Path(".").rglob("*.csv"))) == len(before) + 6
 
 
-def test_picture_without_room_does_not_cost_the_last_words(run_train, monkeypatch, capsys):
+def test_the_summary_is_printed_although_a_picture_cannot_be_written(run_train, monkeypatch, capsys):
     def no_room(figure, path):
         raise StorageError(f"cannot write {path} (No space left on device)")
 
@@ -159,12 +159,12 @@ def test_when_the_test_split_is_evaluated(run_train, capsys):
         assert [(event["step"], event["split"]) for event in events_of(f"output/{choice}", ("eval",))] == evaluations
     expected = [event for event in events_of("output/never") if event.get("split") == "val"][-1]
     assert run_train("--test", "never", "--name", "still", "--eval_every", 2, "--learning_rate", 1e-12) == 0     # best: step 2
-    for run, told in (("still", True), ("never", False)):                 # of the last step nothing was chosen
+    for run, warns in (("still", True), ("never", False)):                # the last step was not chosen
         for of_run in (["--resume_path", f"output/{run}/best.pt"], ["--pretrained_dir", f"output/{run}", "--test", "never"]):
             capsys.readouterr()
             assert run_train("--eval_only", *of_run) == 0
             printed = capsys.readouterr().out
-            assert ("best.pt was chosen on these images, so its accuracy on them is slightly too high\n" in printed) is told
+            assert ("best.pt was chosen on these images, so its accuracy on them is slightly too high\n" in printed) is warns
     assert f"val accuracy {expected['accuracy']:.2%}" in printed and "test accuracy" not in printed
     make_tree(Path("tree"))
     assert run_train(*FOLDER, "--test", "once", "--eval_every", 2, "--name", "folder") == 0
@@ -173,11 +173,11 @@ def test_when_the_test_split_is_evaluated(run_train, capsys):
     assert [event["step"] for event in events_of("output/folder", ("eval",))] == [4, 6]
 
 
-# --------------------------------------------------------------------------------- what takes a whole run to be seen
+# ----------------------------------------------------------------------------------- what only a whole run can show
 
 
-def test_the_average_is_what_is_evaluated_and_loaded(run_train, capsys):
-    """--ema_decay: the weights themselves stay."""
+def test_the_averaged_weights_are_evaluated_and_loaded(run_train, capsys):
+    """--ema_decay does not change the trained weights."""
     flags = ["--learning_rate", 0.01, "--num_steps", 8, "--eval_every", 4]
     assert run_train(*flags, "--name", "plain") == run_train(*flags, "--name", "averaged", "--ema_decay", 0.9) == 0
     plain, averaged = state_of("output/plain"), state_of("output/averaged")
@@ -214,7 +214,7 @@ def test_a_run_that_diverges_names_step_samples_and_the_last_good_checkpoint(run
     ("utils.run.saver.Saver.save", [], "saving step 4: out of memory; a checkpoint is copied before it is written"),
     ("utils.report.summary.print_summary", [], "after the last step: out of memory; the run is done and saved"),
     ("utils.training.trainer.Trainer._backward", [], "step 1: out of memory; lower --train_batch_size, or raise --gradient_")])
-def test_lack_of_memory_is_answered_by_what_needed_it(run_train, monkeypatch, capsys, function, flags, line):
+def test_an_out_of_memory_error_names_the_flag_to_lower(run_train, monkeypatch, capsys, function, flags, line):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -225,7 +225,7 @@ def test_lack_of_memory_is_answered_by_what_needed_it(run_train, monkeypatch, ca
     assert capsys.readouterr().err.startswith(f"train.py: error: {line}")
 
 
-def test_unreadable_images(run_train, capsys):
+def test_unreadable_images_stop_the_run_or_are_skipped(run_train, capsys):
     image = make_tree(Path("tree")) / "train" / "bee" / "2.png"
     image.write_bytes(image.read_bytes()[:40])
     flags = [*FOLDER, "--num_epochs", 1, "--num_workers", 1]
@@ -245,7 +245,7 @@ def test_unreadable_images(run_train, capsys):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_the_step_before_an_unreadable_image_is_logged(run_train, monkeypatch, late):
-    """Also where its metrics are read late, as on a GPU."""
+    """Also if its metrics are read one step later, as on a GPU."""
     make_tree(Path("tree"))
     real = loader.Loader.__iter__
 
@@ -268,11 +268,11 @@ def test_profile_writes_a_trace(run_train, capsys):
 
 
 def test_one_size_is_compiled_for_training_and_one_for_evaluation(run_train, monkeypatch, capsys):
-    """With a stand-in for the compiler; the test below compiles."""
+    """With a stand-in for the compiler. The next test compiles."""
     sizes = []
 
     def record(model, images):
-        assert images.is_contiguous()              # another layout would be compiled for too
+        assert images.is_contiguous()              # another memory layout would be compiled separately
         sizes.append((model.training, len(images)))
         return model.forward(images)
 
@@ -307,8 +307,8 @@ def test_a_compiled_run_learns_the_same(run_train, tries):
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=0)
 
 
-def test_wandb(run_train, monkeypatch, capsys):
-    """With a stand-in for the package: what it is sent, and that the key reaches no file."""
+def test_wandb_gets_the_metrics_and_its_key_reaches_no_file(run_train, monkeypatch, capsys):
+    """With a stand-in for the package."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     Path("wandb.py").write_text(WANDB)
@@ -348,7 +348,7 @@ def init(**settings):
 """
 
 
-# -------------------------------------------------------------------- bad input: one line, exit code 2, no run left
+# ------------------------------------------------------------------ bad input: one line, exit code 2, no run folder
 
 REFUSED = {
     "unknown flag": (["--learning_rat", 0.1], "--learning_rat"),
@@ -369,7 +369,7 @@ REFUSED = {
 }
 
 
-def test_bad_input_is_one_line_and_exit_code_2(run_train, capsys):
+def test_bad_input_is_reported_in_one_line_with_exit_code_2(run_train, capsys):
     Path("page.pt").write_bytes(b"<html>404</html>" * 100)
     save_npz(create_model("ViT-Nano_2", 3), "start.npz")
     torch.save({"weights": torch.zeros(3)}, "run.pt")
@@ -385,7 +385,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run_train, capsys):
 
 
 def test_other_classes_are_refused(run_train, capsys):
-    """As the head that is evaluated, and of a teacher; and a teacher that cannot be."""
+    """For the head that is evaluated and for a teacher. Teachers that cannot be used are refused too."""
     assert run_train("--name", "r") == run_train("--name", "grey", "--in_channels", 1) == 0
     make_tree(Path("tree"), classes=tuple("abcdefghij"))
     Path("empty").mkdir()
@@ -402,7 +402,7 @@ def test_other_classes_are_refused(run_train, capsys):
     assert not Path("output/s").exists()
 
 
-EARLY = [        # and words of the line
+EARLY = [        # flags, and words of the error
     (["--nonsense"], "unrecognized arguments: --nonsense"), (["--batch-size", "8"], "--batch"),
     (["--dataset", "CIFAR10"], "Did you mean cifar10?"), (["--model", "vit_base_patch_16"], "Did you mean ViT-B_16?"),
     (["--model_type", "beitv2_base_patch16_224"], "it has positions relative to each pair of patches"),
@@ -426,8 +426,8 @@ def test_wrong_flags_and_names_are_refused_before_torch_is_loaded():
     assert len(lines) == len(EARLY) and all(words in line for line, (_, words) in zip(lines, EARLY)), done.stderr
 
 
-def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
-    """Its size, heads and image size; other flags have to fit, also where shapes do not show it."""
+def test_a_run_as_a_start_sets_the_architecture(run_train, capsys):
+    """Its sizes, number of heads and image size. Flags that contradict it are refused, also if the shapes are the same."""
     own = ["--patch_size", 4, "--hidden_size", 32, "--num_layers", 2, "--mlp_dim", 48, "--num_heads"]
     assert run_train("--name", "r", "--img_size", "8x12", *own, 8) == 0
     make_tree(Path("tree"))
@@ -440,7 +440,7 @@ def test_a_run_as_a_start_brings_its_architecture(run_train, capsys):
     assert "omit --model_type (MODEL_TYPE), --num_heads" in capsys.readouterr().err
 
 
-def test_what_the_data_are_taken_as_is_printed_and_they_are_trained_and_evaluated(run_train, capsys):
+def test_the_detected_layout_of_the_data_is_printed_and_used(run_train, capsys):
     make_tree(Path("tree/pets"), splits=("Train", "Testing"))
     Path("tree/pets/Train/ant/x.avif").touch()
     flags = [*FOLDER, "--num_steps", 2]

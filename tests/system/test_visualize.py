@@ -1,4 +1,4 @@
-"""visualize.py: every picture of every family through the command line, every option, bad input as one line."""
+"""visualize.py through the command line: every picture of every family, every option, bad input."""
 
 import csv
 import itertools
@@ -25,7 +25,7 @@ from utils.report import plots, views
 
 @pytest.fixture
 def figures(tmp_path, monkeypatch):
-    """In an empty folder; figures are kept, by the path that they would be drawn to: drawing takes most of the time."""
+    """Return the figures by path, in an empty folder. They are not drawn to files, which would take most of the time."""
     kept = {}
 
     def keep(figure, path):
@@ -45,7 +45,7 @@ def photo(tmp_path) -> str:
 
 
 def draw(figures, *argv):
-    """-> the one figure"""
+    """Call visualize.py. Return its only figure."""
     figures.clear()
     assert visualize.main([str(word) for word in argv]) == 0
     figure, = figures.values()
@@ -53,7 +53,7 @@ def draw(figures, *argv):
 
 
 def titles(figure) -> list[str]:
-    """In one line, without the range of a small map."""
+    """Return the titles, each in one line, without the range of a small map."""
     found = [axes.get_title() for axes in figure.axes if axes.get_title()]
     return [" ".join(re.sub(r"\n(max )?-?[\d.e-]+( to \S+)?$", "", title).split()) for title in found]
 
@@ -63,7 +63,7 @@ def heat_of(figure, index=1) -> np.ndarray:
 
 
 def recorded(folder, photo):
-    """The model and its maps for the photo, by another way than visualize.py's."""
+    """Return the model, its attention maps and logits for the photo, computed without visualize.py's code."""
     model = models.load_model(folder / "best.pt")
     size, grey = model.img_size, model.config.in_channels == 1
     image = Image.open(photo).resize(size[::-1], Image.Resampling.BILINEAR).convert("L" if grey else "RGB")
@@ -92,14 +92,14 @@ def test_attention_of_every_family(family, figures, photo):
     assert all(found.count(name) == len(readers) for name in talking)
     heads = [f"head {number}{f', {reader}' * (len(readers) > 1)}" for reader in readers for number in (1, 2)]
     assert all(found.count(name) == 1 for name in heads)
-    # The last layer, as the paper has it: the row (or the mean of the rows) over the patches.
+    # The last layer, as in the paper: the row (or the mean of the rows) over the patches.
     (height, width), rows = model.grid, model.query_rows
     row = maps[-1][0].mean(dim=0)[rows, -height * width:]
     expected = (row if len(readers) == 2 else row.mean(dim=0, keepdim=True)).view(-1, height, width)
     for number, wanted in enumerate(expected):
         shown = heat_of(figure, 2 * number + 1)
         assert shown.shape[0] / shown.shape[1] == height / width
-        times = shown.shape[0] // height                     # a coarse grid: patch by patch
+        times = shown.shape[0] // height                     # a coarse grid is shown patch by patch
         np.testing.assert_allclose(shown, wanted.repeat_interleave(times, 0).repeat_interleave(times, 1), atol=1e-6)
     words, best = figure.axes[0].get_xlabel(), logits.softmax(-1)[0].topk(3)
     assert words.startswith("predicted:\n")
@@ -121,7 +121,7 @@ def test_other_pictures_of_every_family(family, figures, photo):
         assert len(figure.axes) == (7 if family == "distilled" else 4) and heat_of(figure).max() > 0
     distance = draw(figures, "distance", *subject)
     dots = [line for line in distance.axes[0].get_lines() if line.get_marker() == "o"]
-    assert len(dots) == 2 and len(dots[0].get_xdata()) == 2           # of a CaiT the talking-heads layers
+    assert len(dots) == 2 and len(dots[0].get_xdata()) == 2           # for CaiT the talking-heads layers
     positions = draw(figures, "position", "--checkpoint", folder)
     assert positions.axes[0].images[0].get_clim() == (-1, 1)
     code = visualize.main(["filters", "--checkpoint", str(folder)])
@@ -135,7 +135,7 @@ def test_other_pictures_of_every_family(family, figures, photo):
 # --------------------------------------------------------------------------------------------------- options
 
 
-def test_layer_and_head(figures, photo):
+def test_layer_and_head_select_the_map(figures, photo):
     folder = save_run(Path("output/r"))
     shown = {words: draw(figures, "attention", "--checkpoint", folder, "--image", photo, *words.split())
              for words in ("--layer 2", "--layer 1", "--layer 1 --head 2", "--head 1")}
@@ -147,7 +147,7 @@ def test_layer_and_head(figures, photo):
 
 
 @pytest.mark.parametrize("verb", ["rollout", "grad-rollout"])
-def test_options_of_rollout_act(figures, photo, verb):
+def test_options_of_rollout_change_the_picture(figures, photo, verb):
     folder = save_run(Path("output/r"))
     best = recorded(folder, photo)[2].argmax().item()
     subject = [verb, "--checkpoint", folder, "--image", photo]
@@ -158,7 +158,7 @@ def test_options_of_rollout_act(figures, photo, verb):
     assert verb == "rollout" or np.array_equal(shown[""], heat_of(draw(figures, *subject, "--target", best)))
 
 
-def test_without_an_image_the_test_images(figures):
+def test_test_images_are_the_default(figures):
     folder = save_run(Path("output/r"))
     assert visualize.main(["rollout", "--checkpoint", str(folder), "--images", "2"]) == 0
     assert list(figures) == ["output/r/rollout-test-0.png", "output/r/rollout-test-250.png"]
@@ -171,20 +171,20 @@ def test_without_an_image_the_test_images(figures):
     assert list(figures) == ["output/untested/rollout-val-0.png"]
 
 
-def test_without_a_checkpoint_the_embedded_one(figures):
+def test_the_embedded_checkpoint_is_the_default(figures):
     assert visualize.main(["attention"]) == 0
     assert len(figures) == 4 and all(name.startswith("output/pictures/attention-test-") for name in figures)
     words = next(iter(figures.values())).axes[0].get_xlabel()
     assert re.search("^[A-Z]: ", words, re.MULTILINE) and "true: 0" in words
 
 
-def test_another_file_with_its_model_type(figures, photo, tmp_path):
+def test_a_file_of_another_program_is_drawn(figures, photo, tmp_path):
     torch.manual_seed(0)
     model = models.create_model("ViT-Nano_2", 1000)
     torch.nn.init.normal_(model.head.weight)
     models.save_timm(model, tmp_path / "some.safetensors")
     subject = ["rollout", "--checkpoint", "some.safetensors", "--image", photo]
-    assert len(draw(figures, *subject).axes) > 0                       # the file says what it is
+    assert len(draw(figures, *subject).axes) > 0                       # the model is recognized from the file
     figures.clear()
     subject += ["--model_type", "ViT-Nano_2"]
     figure = draw(figures, *subject, "--img_size", "8x12")
@@ -198,7 +198,7 @@ def test_another_file_with_its_model_type(figures, photo, tmp_path):
 
 
 def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tmp_path):
-    """Upright; as it is stored where the run was begun before orientations were followed."""
+    """Upright. For a run that was started before EXIF orientations were followed, as it is stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.zeros((40, 30, 3), np.uint8)
@@ -211,11 +211,11 @@ def test_a_photograph_of_a_phone_is_shown_as_the_run_read_its_images(figures, tm
         bright = shown[..., 0] > 128
         assert bright[:, -1].all() == (exif_of_run == "follow") and bright[0].all() == (exif_of_run == "off")
     shown = np.asarray(draw(figures, "rollout", "--image", "phone.jpg").axes[0].images[0].get_array())
-    assert (shown[:, -1, 0] > 128).all(), "a model of no run shows it upright"
+    assert (shown[:, -1, 0] > 128).all(), "a model that is not a run shows it upright"
 
 
 def test_images_that_the_model_sees_nearly_black_are_reported(figures, capsys):
-    """Of 12 bits, for a run on images of 16; a run on images of 12 sees them."""
+    """Images of 12 bits are nearly black for a run on images of 16 bits, and not for a run on images of 12 bits."""
     Image.fromarray(np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)).save("deep.png")
     for high in (65535, 4095):
         folder = save_run(Path(f"output/{high}"), dataset="folder", exif="off", intensity_range=(0, high), alpha="white")
@@ -253,7 +253,7 @@ def test_names_of_files_can_be_any_bytes_of_any_length(tmp_path, monkeypatch, ca
     Path("pics").mkdir()
     for name in names:
         Image.new("RGB", (9, 9)).save(str(tmp_path / "pics") + "/" + os.fsdecode(name), format="PNG")
-    monkeypatch.setattr(sys, "stdout", process.ResilientStream(sys.stdout))          # as process.run does
+    monkeypatch.setattr(sys, "stdout", process.ResilientStream(sys.stdout))          # as in process.run
     assert visualize.main(["rollout", "--image", "pics", "--output", "there"]) == 2
     printed = capsys.readouterr()
     assert "File name too long" in printed.err and printed.err.count("\n") == 1
@@ -271,14 +271,14 @@ def test_an_unwritable_output_is_reported_before_any_work(figures, tmp_path, mon
         assert printed.startswith(f"visualize.py: error: {words}") and printed.count("\n") == 1
 
 
-def test_the_image_as_the_model_saw_it(figures, photo):
+def test_the_image_is_shown_as_the_model_sees_it(figures, photo):
     folder = save_run(Path("output/r"), eval_crop=0.5)
     figure = draw(figures, "rollout", "--checkpoint", folder, "--image", photo)
     expected = eval_transform((16, 24), crop=0.5)(Image.open(photo)).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), expected)
 
 
-# ------------------------------------------------------------------------------------------------- of a run
+# --------------------------------------------------------------------------------------- pictures of a run
 
 
 def test_curves_of_one_run_and_of_several(figures):
@@ -290,8 +290,8 @@ def test_curves_of_one_run_and_of_several(figures):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [" a: no evaluation", " b: no evaluation"]
 
 
-def test_images_that_chose_the_best_are_not_called_test(tmp_path, monkeypatch):
-    """A share of train is held out, and there is no test set."""
+def test_images_that_best_was_chosen_on_are_not_called_test(tmp_path, monkeypatch):
+    """A fraction of train is held out, and there is no test set."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(CLASSES * 2):
         (tmp_path / "data/train" / name).mkdir(parents=True, exist_ok=True)
@@ -304,7 +304,7 @@ def test_images_that_chose_the_best_are_not_called_test(tmp_path, monkeypatch):
 
 
 def test_confusion_counts_what_the_run_evaluates(run_train, figures):
-    """With its mirror images, in its precision; the worst mistakes are the first of mistakes.csv."""
+    """With its mirror images and its precision. The worst mistakes are the first rows of mistakes.csv."""
     assert run_train("--name", "r", "--num_steps", 6, "--confusion_matrix", "--tta", "flip", "--precision", "bf16") == 0
     written = np.loadtxt("output/r/confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11), dtype=int)
     figure = draw(figures, "confusion", "--checkpoint", sorted(Path("output/r").glob("step-*.pt"))[-1])
@@ -352,7 +352,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, figures, tmp_path, capsys):
+def test_bad_input_is_reported_in_one_line(case, figures, tmp_path, capsys):
     words, expected = BAD[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
@@ -375,7 +375,7 @@ FOREIGN = {
     STEP.replace("}", ', "attention_loss": null}'): '"attention_loss" is None'}
 
 
-def test_a_log_of_something_else_is_one_line(figures, capsys):
+def test_a_log_of_another_program_is_reported_in_one_line(figures, capsys):
     Path("foreign").mkdir()
     for line, words in FOREIGN.items():
         Path("foreign/log.jsonl").write_text(f"{STEP}\n{line}\n")
@@ -385,7 +385,7 @@ def test_a_log_of_something_else_is_one_line(figures, capsys):
         assert printed.count("\n") == 1 and not figures
 
 
-def test_the_drawing_itself(tmp_path, monkeypatch, capsys):
+def test_a_picture_is_written_to_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert visualize.main(["rollout", "--images", "1", "--output", "one.pdf"]) == 0
     assert capsys.readouterr() == ("wrote one.pdf\n", "")
@@ -393,7 +393,7 @@ def test_the_drawing_itself(tmp_path, monkeypatch, capsys):
 
 
 def test_an_earlier_picture_is_replaced_and_no_other_file(tmp_path, monkeypatch, capsys):
-    """Also where --output is a folder: the name of a picture depends on the image's."""
+    """Also if --output is a folder, where the name of a picture depends on that of the image."""
     monkeypatch.chdir(tmp_path)
     for name in ("new/a.png", "a.pdf", "a.svg"):
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Losses against plain numpy."""
+"""Losses compared with plain numpy."""
 
 import itertools
 
@@ -51,8 +51,8 @@ def test_classification_loss(soft, weights, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.0, 3.0]])
-def test_the_loss_of_a_guess_is_the_lowest_that_one_prediction_for_all_has(smoothing, weights):
-    """Found by descent; ln C where classes are alike. Of no image of a class nothing is infinite."""
+def test_the_loss_of_a_guess_is_the_lowest_of_a_constant_prediction(smoothing, weights):
+    """Compared with an optimizer. It is ln C if all classes are equally frequent, and finite if a class has no image."""
     targets, class_weights = torch.tensor([0] * 5 + [1] * 3 + [2] * 2 + [4]), torch.tensor(weights) if weights else None
     logits = torch.zeros(1, CLASSES, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
@@ -78,7 +78,7 @@ LOSSES = {"classes": lambda logits: classification_loss(logits, labels()),
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_computed_in_float32_under_autocast_too(name, dtype):
+def test_losses_are_computed_in_float32_under_autocast_too(name, dtype):
     logits, loss = scores().to(dtype), LOSSES[name]
     expected = loss(logits.float())
     for enabled in (True, False):
@@ -117,7 +117,7 @@ def test_soft_distillation(temperature):
     np.testing.assert_allclose(gradient, temperature * (np.exp(ours) - np.exp(theirs)), rtol=0, atol=1e-5)
     assert distillation_loss("soft", teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-5)
     reverse = temperature ** 2 * (np.exp(ours) * (ours - theirs)).sum()
-    assert abs(reverse - expected) > 0.5        # the order matters, and is tested
+    assert abs(reverse - expected) > 0.5        # the two directions differ, so the test sees a wrong one
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -137,7 +137,8 @@ def test_a_criterion_weighs_labels_and_teacher(kind, heads):
 
 
 def edited_attention(garbage=0.0, rows=2) -> tuple[torch.Tensor, torch.Tensor]:
-    """4 images, 3 heads, a grid of 2 x 5; the third image has no edit. `garbage` is the value where nothing is edited."""
+    """Return logits and edits of 4 images, 3 heads and a grid of 2 x 5. The third image has no edit. `garbage` is the value where
+    nothing is edited."""
     generator = torch.Generator().manual_seed(1)
     edits = torch.rand(4, 2, 2, 5, generator=generator)
     edits[:, 1] = (edits[:, 1] < 0.5).float()
@@ -150,7 +151,7 @@ def edited_attention(garbage=0.0, rows=2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def attention_by_hand(logits, edits) -> tuple[float, np.ndarray]:
-    """The loss and its gradient, entry by entry"""
+    """Return the loss and its gradient, computed entry by entry."""
     logits, edits = logits.double().numpy(), edits.double().flatten(2).numpy()
     total, gradient = 0.0, np.zeros_like(logits)
     for image, head, row, patch in np.ndindex(*logits.shape):

@@ -1,4 +1,4 @@
-"""The average against a plain numpy loop."""
+"""The averaged weights, compared with a plain numpy loop."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ def arrays(model: nn.Module) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("decay", "updates"), [(0.9999, 40), (0.5, 40), (0.9, 120), (0.0, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_against_numpy(decay, updates, dtype, tolerance):
-    """Frozen weights stay exactly as they are."""
+def test_the_average_equals_a_numpy_loop(decay, updates, dtype, tolerance):
+    """Frozen weights stay exactly the same."""
     model = network(dtype)
     model[0].bias.requires_grad_(False)
     frozen = model[0].bias.clone()
@@ -48,7 +48,7 @@ def test_against_numpy(decay, updates, dtype, tolerance):
     assert all(map(np.array_equal, arrays(resumed.model), arrays(ema.model)))
 
 
-def test_the_average_is_a_module_of_its_own_for_evaluation():
+def test_the_average_is_a_separate_module_for_evaluation():
     model = network()
     before, ema = arrays(model), Ema(model, 0.9)
     change(model, 1)

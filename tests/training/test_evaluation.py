@@ -1,4 +1,4 @@
-"""Counting against plain numpy, and what an evaluation does with the model."""
+"""Metrics compared with plain numpy, and how an evaluation runs the model."""
 
 import copy
 import csv
@@ -41,7 +41,7 @@ def softmax(logits: torch.Tensor) -> np.ndarray:
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Guo et al., equations 1 to 3 with M = 15, bin after bin."""
+    """Return the error by equations 1 to 3 of Guo et al. with M = 15, bin by bin."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     error = 0.0
     for m in range(1, 16):
@@ -52,7 +52,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 6, 100])
-def test_against_numpy(classes):
+def test_metrics_equal_those_of_numpy(classes):
     logits, targets = scores(77, classes)
     got = counted(logits, targets, (10, 11, 50), confusion=True)
     x, labels, probabilities = logits.double().numpy(), targets.numpy(), softmax(logits)
@@ -77,7 +77,7 @@ def test_against_numpy(classes):
 
 
 def test_full_confidence_is_in_the_last_bin():
-    """Right at 0.95 and wrong at 1: both are the bin's from 14/15 on."""
+    """Right at 0.95 and wrong at 1: both belong to the bin above 14/15."""
     got = counted(torch.tensor([[0.95, 0.05], [1.0, 0.0]]).log(), torch.tensor([0, 1])).calibration_error
     assert got == pytest.approx(abs(1 - 1.95) / 2, abs=1e-6)
 
@@ -102,8 +102,8 @@ def network() -> nn.Module:
 def evaluate(model, batch_size=32, row=FP32, **options) -> EvalMetrics | None:
     loader = data.eval_loader(digits("").val, transform=eval_transform((8, 8)), batch_size=batch_size, rank=0, world_size=1,
                               num_workers=0, pin_memory=False)
-    alone = distributed.Ranks(0, 1, 0, 1, CPU)
-    return evaluation.evaluate(model, loader, to_input, row, alone, 10, metrics=SINGLE_LABEL.metrics, **options)
+    ranks = distributed.Ranks(0, 1, 0, 1, CPU)
+    return evaluation.evaluate(model, loader, to_input, row, ranks, 10, metrics=SINGLE_LABEL.metrics, **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32, 500])
@@ -125,7 +125,7 @@ def test_an_evaluation_can_be_stopped():
 
 
 def test_an_image_and_its_mirror_image_count_as_one():
-    """Whichever of the two is shown; what is counted is the mean of the probabilities."""
+    """The result does not depend on which of the two is given. Metrics use the mean of the probabilities."""
     class Mirrored(nn.Module):
         def __init__(self, model: nn.Module):
             super().__init__()
@@ -152,7 +152,7 @@ def test_batches_of_a_compiled_model_have_one_size():
     assert set(sizes) == {32} and compiled == [32]
 
 
-def test_a_filled_batch_has_the_size_of_the_others_and_changes_nothing():
+def test_a_padded_batch_has_the_size_of_the_others_and_changes_no_metric():
     model, sizes = network(), []
     expected = evaluate(model)
     model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -161,7 +161,7 @@ def test_a_filled_batch_has_the_size_of_the_others_and_changes_nothing():
     assert filled.loss == pytest.approx(expected.loss, rel=1e-6)
 
 
-def test_each_image_s_answer_is_kept_where_it_is_asked_for():
+def test_predictions_of_each_image_are_returned_on_request():
     model = network()
     metrics = evaluate(model, confusion=True, answers=True)
     index, true, predicted, probability, loss = metrics.answers
@@ -172,8 +172,8 @@ def test_each_image_s_answer_is_kept_where_it_is_asked_for():
     assert "answers" not in metrics.as_dict()
 
 
-def test_which_of_equals_comes_first_does_not_depend_on_how_many_are_asked_for():
-    """Logits of bfloat16 often are equal; the first is the class that evaluation counts."""
+def test_the_order_of_equal_logits_does_not_depend_on_top_k():
+    """Logits in bfloat16 are often equal. The first one is the class that evaluation counts."""
     logits = torch.randint(0, 3, (50, 12), generator=torch.Generator().manual_seed(0)).float()
     every = evaluation.ranked(logits, 12)
     values = logits.gather(1, every)
@@ -185,19 +185,19 @@ def test_which_of_equals_comes_first_does_not_depend_on_how_many_are_asked_for()
 
 
 @pytest.mark.parametrize(("row", "training"), [(LEVELS["O1"], True), (BF16, False)], ids=str)
-def test_evaluation_computes_in_the_precision_and_leaves_the_model_as_it_was(row, training):
+def test_evaluation_computes_in_the_precision_and_does_not_change_the_model(row, training):
     model, seen = network().train(training), []
     before = [parameter.clone() for parameter in model.parameters()]
     model[4].register_forward_hook(lambda module, inputs, output: seen.append((output.dtype, module.training)))
     assert evaluate(model, row=row).loss == pytest.approx(evaluate(model).loss, rel=0.02)
-    assert evaluate(model) == evaluate(model)             # no dropout in it
+    assert evaluate(model) == evaluate(model)             # without dropout
     assert set(seen) == {(row.compute, False), (torch.float32, False)} and model.training is model[3].training is training
     assert all(map(torch.equal, before, model.parameters()))
 
 
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_no_batch_makes_the_host_wait(device):
-    """On the device `meta`, which has no values that it could wait for."""
+    """On the device `meta`, where nothing can wait for values."""
     counts = ClassificationMetrics(10, torch.device(device), confusion=True)
     logits, labels = torch.zeros(4, 10, device=device), torch.zeros(4, dtype=torch.int64, device=device)
     if device == "cuda":
@@ -220,15 +220,15 @@ def test_write_confusion(tmp_path):
     assert per_class == [["class", "images", "accuracy"], ["cat", "4", "0.7500"], ["a, b", "0", ""], ['the "dog"', "7", "0.7143"]]
 
 
-def test_class_names_are_no_formulas(tmp_path):
+def test_class_names_are_not_written_as_formulas(tmp_path):
     names = ["=cmd|'/C calc'!A0", "-0.5", "@x"]
     confusion, per_class = write_confusion(tmp_path, torch.eye(3, dtype=torch.int64), names)
     assert confusion.read_text().splitlines()[0] == "true \\ predicted,'=cmd|'/C calc'!A0,-0.5,'@x"
     assert [row[0] for row in read_csv_table(per_class.read_text())] == ["class", *names]
 
 
-def test_tables_of_a_checkpoint_replace_no_other(tmp_path):
-    """The same evaluation again writes the same files; another one, such as of other images, gets a number."""
+def test_tables_of_a_checkpoint_do_not_replace_others(tmp_path):
+    """Repeating an evaluation writes the same files. Another one, for example on other images, gets a number."""
     one, two = torch.eye(2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.int64)
 
     def written(confusion, *label) -> list[str]:
@@ -241,4 +241,4 @@ def test_tables_of_a_checkpoint_replace_no_other(tmp_path):
     assert written(one, "best") == ["confusion-best-2.csv", "per_class-best-2.csv"]
     assert written(2 * one, "best") == ["confusion-best-3.csv", "per_class-best-3.csv"]
     assert before == (tmp_path / "confusion.csv").read_bytes() == (tmp_path / "confusion-best-2.csv").read_bytes()
-    assert written(two) == ["confusion.csv", "per_class.csv"]                 # a run that went on has a new end
+    assert written(two) == ["confusion.csv", "per_class.csv"]                 # a continued run ends again

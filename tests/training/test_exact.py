@@ -1,4 +1,4 @@
-"""The fixed order of summation: against the tree written as a recursion, and 4 -> 1 -> 2 -> 4 processes bit for bit."""
+"""The fixed order of summation: compared with the tree as a recursion, and on 4 -> 1 -> 2 -> 4 processes, bit for bit."""
 
 import os
 
@@ -28,7 +28,7 @@ ALONE = distributed.Ranks(0, 1, 0, 1, CPU)
 
 
 def recursion(leaves: list[torch.Tensor]) -> torch.Tensor:
-    """The largest power of two of leaves that leaves a rest, plus the rest."""
+    """Return the sum of the first leaves (the largest power of two below their number) plus the sum of the others."""
     if len(leaves) == 1:
         return leaves[0]
     half = 1 << (len(leaves) - 1).bit_length() - 1
@@ -54,7 +54,8 @@ def test_the_tree_is_the_recursion(count):
 
 
 def leaf_of(number: int) -> list[torch.Tensor | None]:
-    """Several types, one of them empty, an order of memory that is none, -0.0; what has no gradient in some or all leaves"""
+    """Return gradients of several types: an empty one, a transposed one, one with -0.0, and some that are None in some or all
+    leaves."""
     generator = torch.Generator().manual_seed(number)
     values = torch.randn(3, 50, generator=generator)
     return [values[0], values[1].half(), None if number % 3 else values[2], None, values[2].double()[:7],
@@ -83,7 +84,7 @@ def summed(ranks: distributed.Ranks, leaves: int) -> list[torch.Tensor | None]:
 @pytest.mark.parametrize("size", [3, 2])
 def test_ranks_sum_as_one(tmp_path, monkeypatch, tries, size):
     if size == 2 and not tries(0, 1):
-        pytest.skip("three processes, which are no power of two, but for --full")
+        pytest.skip("only with three processes, not a power of two, unless --full")
     monkeypatch.setattr(exact, "CHUNK", 64)              # several tensors in a chunk, a tensor in several chunks
     counts = (4 * size, size)
     expected = [summed(ALONE, leaves) for leaves in counts]
@@ -94,7 +95,7 @@ def test_ranks_sum_as_one(tmp_path, monkeypatch, tries, size):
 
 
 def test_the_host_does_not_wait_for_sums_that_all_ranks_have(monkeypatch):
-    """On the device `meta`, which has no values that it could wait for."""
+    """On the device `meta`, where nothing can wait for values."""
     ranks, meta = distributed.Ranks(0, 2, 0, 2, torch.device("meta")), torch.device("meta")
     monkeypatch.setattr(exact, "all_gather", lambda tensor, ranks: [tensor, tensor.clone()])
     node = [torch.empty(3, 4, device=meta), torch.empty(5, dtype=torch.float64, device=meta)]
@@ -134,7 +135,7 @@ EVERYTHING = train_transform("crop_flip", (8, 8), crop_scale=0.5, randaugment_op
 
 
 def train(ranks: distributed.Ranks, micro_batches: int, row, state: dict | None, steps: int) -> dict:
-    """Some steps of a ViT with all that draws and rounds -> what a checkpoint holds, and the losses"""
+    """Train a ViT for some steps with everything that draws or rounds. Return the content of a checkpoint and the losses."""
     torch.manual_seed(ranks.rank)
     model = create_model(architecture(4, 16, 32, 2, 2, img_size=8, distilled=True, dropout_rate=0.1), 10)
     model.distilling = True
@@ -165,7 +166,7 @@ def train(ranks: distributed.Ranks, micro_batches: int, row, state: dict | None,
 
 
 def plain(state):
-    """Numbers in place of tensors, which compare bit for bit as text"""
+    """Return the state with numbers instead of tensors, whose text can be compared bit for bit."""
     if isinstance(state, dict):
         return {name: plain(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What training needs of memory. tests/system/test_peak_memory.py measures it."""
+"""The memory that training needs. tests/system/test_peak_memory.py measures it."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from utils.training.memory import Need, choose_micro_steps, need, parameters
 GIB = 2 ** 30
 
 
-# Each key of a row that adds or takes away parameters, by itself and beside others.
+# Each key of a row that adds or removes parameters, singly and combined.
 LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"positions": "patches", "registers": 1},
          {"positions": "none", "rope": "dinov3"}, {"classifier": "token_mean"}, {"classifier": "attention"}, {"mlp": "swiglu"},
          {"classifier": "attention", "pool_heads": 8, "pool_mlp_dim": 100, "class_token": False, "norm": "rms"},
@@ -23,7 +23,7 @@ LATER = [{"registers": 4}, {"class_token": False, "classifier": "mean"}, {"posit
 
 @pytest.mark.parametrize("name", configs.MODELS)
 def test_parameters_are_counted_exactly(name):
-    changes = [{"num_layers": 2} if name in configs.FAMILIES else {}]          # all of their blocks are alike
+    changes = [{"num_layers": 2} if name in configs.FAMILIES else {}]          # all of their blocks are equal
     if name == "ViT-B_16":
         changes += [{"classifier": "gap"}, {"representation_size": 768}, {"in_channels": 1}, {"classifier": "patch_mean"}, *LATER]
     for changed in changes:
@@ -33,7 +33,7 @@ def test_parameters_are_counted_exactly(name):
         assert counted == sum(parameter.numel() for parameter in model.parameters()), changed
 
 
-def test_what_is_kept_beside_the_model_counts():
+def test_memory_next_to_the_model_is_counted():
     def fixed(**more) -> int:
         settings = {"precision": "fp32", "optimizer": "sgd"} | more
         return need(configs.MODELS["ViT-B_16"], (224, 224), 10, **settings).fixed
@@ -44,23 +44,23 @@ def test_what_is_kept_beside_the_model_counts():
     assert fixed(precision="bf16") - fixed() == weights // 2              # its copy in bfloat16
     assert fixed(precision="fp16", fp16_opt_level="O1") == fixed(precision="bf16")
     assert fixed(precision="fp16", fp16_opt_level="O0") == fixed()
-    assert fixed() - fixed(precision="fp16", fp16_opt_level="O3") == 2 * weights       # of 4: them, a state, and their copies
+    assert fixed() - fixed(precision="fp16", fp16_opt_level="O3") == 2 * weights    # of 4: weights and state, each with a copy
     assert fixed(teacher_parameters=1000) - fixed() == 4000 and fixed(cached_images=1000) - fixed() == 1000
     assert fixed(device_type="cuda") < fixed() == fixed(device_type="mps")        # checkpoints are copied to the machine's memory
     assert fixed(trained_blocks=0) < fixed()
 
 
-# MiB at most of a whole process on 2 cores, PyTorch 2.15, by the command of tests/system/test_peak_memory.py, whose plain run
-# measures the smallest model alone.
+# Peak in MiB of a whole process on 2 cores, PyTorch 2.15, by the command of tests/system/test_peak_memory.py, which without
+# --full only measures the smallest model.
 @pytest.mark.parametrize(("model", "images", "precision", "optimizer", "measured"), [
     ("ViT-Ti_16", 16, "fp32", "sgd", 1424), ("ViT-S_16", 16, "bf16", "sgd", 1920), ("ViT-S_16", 32, "fp32", "adamw", 3487),
     ("R26-ViT-S_32", 16, "fp32", "sgd", 3268), ("ViT-B_16", 8, "fp32", "sgd", 3247), ("ViT-Ti_16", 32, "bf16", "adamw", 1720),
     ("R26-ViT-S_32", 16, "bf16", "sgd", 2387), ("ViT-B_16", 8, "bf16", "sgd", 2980),
     ("DINOv2-S_14-reg", 16, "fp32", "sgd", 2647), ("DINOv2-S_14-reg", 16, "bf16", "sgd", 2290),
     ("DINOv3-S+_16", 16, "fp32", "sgd", 3228), ("DINOv3-S+_16", 16, "bf16", "sgd", 2458)])
-def test_what_is_expected_is_what_was_measured(model, images, precision, optimizer, measured):
-    told = need(configs.MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
-    assert 0.8 < max(told.step(images), told.fixed + told.evaluation) / (measured << 20) < 1.2
+def test_expected_memory_is_near_the_measured_peak(model, images, precision, optimizer, measured):
+    estimate = need(configs.MODELS[model], (224, 224), 2, precision=precision, optimizer=optimizer, eval_batch_size=2)
+    assert 0.8 < max(estimate.step(images), estimate.fixed + estimate.evaluation) / (measured << 20) < 1.2
 
 
 @pytest.mark.parametrize(("images", "memory", "more", "steps"), [

@@ -1,4 +1,4 @@
-"""Optimizers against their formulas, groups and schedules against the reference's (fixtures/train), and what is frozen."""
+"""Optimizers compared with their formulas, groups and schedules with the reference's (fixtures/train), and freezing."""
 
 import math
 import sys
@@ -29,7 +29,7 @@ NAMES = ["sgd", "adamw", "adam"]
 
 
 def trajectory(name: str, weight_decay: float, start=(2.0,), **options) -> list[float]:
-    """The (first) weight after each step on gradients 1, 2, ... (times 1, 2, ... for each further weight)"""
+    """Return the (first) weight after each step on gradients 1, 2, ... (times 1, 2, ... for each further weight)."""
     weight = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     optimizer = build_optimizer(name, [{"params": [weight], "weight_decay": weight_decay}], 123.0, **options)
     weights = []
@@ -44,7 +44,7 @@ def trajectory(name: str, weight_decay: float, start=(2.0,), **options) -> list[
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5}])
 def test_sgd(decay, options):
-    """momentum 0.9 without Nesterov, decay inside the gradient, the momentum not scaled by the rate"""
+    """Momentum 0.9 without Nesterov, decay as part of the gradient, momentum not scaled by the rate."""
     weight, momentum, expected = 2.0, 0.0, []
     for gradient, rate in enumerate(RATES, start=1):
         momentum = options.get("momentum", 0.9) * momentum + gradient + decay * weight
@@ -56,7 +56,7 @@ def test_sgd(decay, options):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_adam(name, decay):
-    """betas 0.9 and 0.999, eps 1e-8; decay outside the moments (adamw), or inside the gradient"""
+    """Betas 0.9 and 0.999, eps 1e-8. Decay is not part of the moments (adamw), or part of the gradient (adam)."""
     weight, first, second, expected = 2.0, 0.0, 0.0, []
     for step, rate in enumerate(RATES, start=1):
         gradient = step + (decay * weight if name == "adam" else 0)
@@ -70,11 +70,11 @@ def test_adam(name, decay):
 @pytest.mark.reference
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_lamb(decay):
-    """Algorithm 2 of arXiv 1904.00962, phi the identity; no trust ratio for weights without decay, and nothing is clipped"""
+    """Algorithm 2 of arXiv 1904.00962 with the identity as phi, no trust ratio for weights without decay, no clipping."""
     pytest.importorskip("timm")
     weight, first, second, expected = np.array([2.0, 30.0]), 0.0, 0.0, []
     for step, rate in enumerate(RATES, start=1):
-        gradient = step * np.array([1.0, 2.0])          # of norm > 1: timm would clip it by default
+        gradient = step * np.array([1.0, 2.0])          # its norm is above 1: timm would clip it by default
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient ** 2
         change = (first / (1 - 0.9 ** step)) / (np.sqrt(second / (1 - 0.999 ** step)) + 1e-6) + decay * weight
         trust = np.linalg.norm(weight) / np.linalg.norm(change) if decay else 1
@@ -85,7 +85,7 @@ def test_lamb(decay):
 
 @pytest.mark.reference
 def test_a_resumed_lamb_keeps_its_count_of_steps():
-    """It is in the groups, of which the optimizer's own values win elsewhere."""
+    """The count is stored in the groups. For other keys of the groups the optimizer's values win over the saved ones."""
     pytest.importorskip("timm")
     weight = nn.Parameter(torch.ones(2))
     old, optimizer = (build_optimizer("lamb", [weight], 0.1) for _ in range(2))
@@ -121,7 +121,7 @@ def reference() -> dict[str, np.ndarray]:
 
 
 def parameters() -> list[tuple[str, nn.Parameter]]:
-    """Of a ViT with 3 blocks, in the order of the fixture, of the right number of dimensions"""
+    """Return parameters of a ViT with 3 blocks, in the order of the fixture, with the right numbers of dimensions."""
     def shape(name: str) -> tuple[int, ...]:
         if name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
             return (1, 2, 3)
@@ -156,7 +156,8 @@ def test_groups_are_those_of_mae():
 
 
 def test_tokens_of_all_kinds_have_no_weight_decay():
-    """Registers, the query of pooling by attention, positions; and what is no matrix: factors, biases of queries and values."""
+    """Registers, the query of pooling by attention and positions have none, nor have parameters that are not matrices: factors
+    and biases of queries and values."""
     model = families.family_model("dino", classifier="attention", positions="all", rope="")
     named = list(model.named_parameters())
     decays = by_name(parameter_groups(named, weight_decay=0.05, decay_matrices_only=True), named, "weight_decay")
@@ -180,9 +181,9 @@ KINDS_OF_MODELS = [
 @pytest.mark.reference
 @pytest.mark.parametrize(("name", "own", "row"), KINDS_OF_MODELS, ids=["registers", "patch_mean", "attention", "dinov3"])
 def test_groups_are_those_of_timm(name, own, row):
-    """But for two decisions. timm's last norm has the rate of the last block: here, as in BEiT's and MAE's code, where the decay
-    comes from, norm and head have the whole rate. And timm's weight decay acts on the query of pooling by attention,
-    which is a token as the cls token is."""
+    """With two exceptions. timm's last norm has the rate of the last block; here norm and head have the full rate, as in the code
+    of BEiT and MAE, where layer decay comes from. And timm applies weight decay to the query of pooling by attention, which is a
+    token like the cls token."""
     timm = pytest.importorskip("timm")
     theirs = timm.create_model(name, num_classes=3, depth=3, **own)
     ours = models.create_model("ViT-Ti_16", 3, 224, num_layers=3, **row)
@@ -205,7 +206,7 @@ def test_groups_are_those_of_timm(name, own, row):
 
 
 def ours_of_timm(name: str) -> str:
-    """DINOv3 in timm has another name for its factors, and biases beside `qkv`."""
+    """Return our name of a parameter. timm's DINOv3 has other names for its factors and separate biases next to `qkv`."""
     name = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
     return name.replace("attn.q_bias", "attn.qkv.q_bias").replace("attn.v_bias", "attn.qkv.v_bias")
 
@@ -222,14 +223,14 @@ def test_head_scale_and_frozen_parameters():
 
 LAYERS = {"layer_index": layer_index, "depth": 4, "head_names": ["head.weight", "head.bias"], "weight_decay": 0.1,
           "decay_matrices_only": True}
-# lr_scales that are equal by chance: the head's and that of the rest, of what is behind the blocks, of the last block; all 0.
+# lr_scales that happen to be equal: the head's and that of all others, of the layers behind the blocks, of the last block; all 0.
 COLLISIONS = [
     {"head_scale": 1.0}, {"head_scale": 1.0, "layer_decay": 0.5}, {"head_scale": 0.5, "layer_decay": 0.5},
     {"head_scale": 0.0, "layer_decay": 1e-300}, {"head_scale": 2.0, "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize("settings", COLLISIONS)
-def test_groups_are_the_same_whatever_the_rates_are(settings):
+def test_groups_do_not_depend_on_the_rates(settings):
     def members(**more) -> list[list[str]]:
         return [[names[id(parameter)] for parameter in group["params"]]
                 for group in parameter_groups(named, **LAYERS | settings | more)]
@@ -242,7 +243,7 @@ def test_groups_are_the_same_whatever_the_rates_are(settings):
 @pytest.mark.parametrize("settings", COLLISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_of_groups_by_value_reaches_its_parameters(name, settings):
-    """As earlier versions saved them, and with another rate for the head than in that run."""
+    """Earlier versions saved such states. The head may have another rate than in that run."""
     named = parameters()
     old = build_optimizer(name, parameter_groups(named, **LAYERS | settings, by_value=True), 0.1)
     for number, (_, parameter) in enumerate(named):
@@ -257,15 +258,15 @@ def test_a_state_of_groups_by_value_reaches_its_parameters(name, settings):
             assert optimizer.state[parameter].keys() == old.state[parameter].keys()
             assert all(torch.equal(value, old.state[parameter][key]) for key, value in optimizer.state[parameter].items())
         again = build_optimizer(name, parameter_groups(named, **LAYERS | settings | {"head_scale": 9.0}), 0.1)
-        load_state(again, optimizer.state_dict())                                # of this version: by number
+        load_state(again, optimizer.state_dict())                                # this version assigns them by index
         assert all(torch.equal(value, old.state[parameter][key]) for _, parameter in named
                    for key, value in again.state[parameter].items())
 
 
 @pytest.mark.parametrize(("before", "after", "eps"), [(torch.float32, torch.float16, 1e-4), (torch.float16, torch.float32, 1e-8)])
 @pytest.mark.parametrize("name", ["adamw", "adam"])
-def test_eps_is_that_of_the_precision_in_use(name, before, after, eps):
-    """A weight without gradient is NaN after one update in float16 with an eps that is 0 there."""
+def test_eps_fits_the_precision_in_use(name, before, after, eps):
+    """In float16 an eps of 1e-8 is 0, and a weight without gradient would be NaN after one update."""
     old, weight = (nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (before, after))
     first, optimizer = build_optimizer(name, [old], 0.1), build_optimizer(name, [weight], 0.1)
     old.grad, weight.grad = torch.zeros_like(old), torch.zeros_like(weight)
@@ -280,7 +281,7 @@ def test_eps_is_that_of_the_precision_in_use(name, before, after, eps):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_groups_act_on_the_weights(name):
-    """A step with lr_scale 0.25 is a step with a quarter of the rate, and only matrices decay; the scales outlive a state."""
+    """A step with lr_scale 0.25 is a step with a quarter of the rate, and only matrices decay. Loading keeps the scales."""
     def step(groups: list[dict], rate: float) -> None:
         optimizer = build_optimizer(name, groups, 123.0)
         load_state(optimizer, build_optimizer(name, [group | {"lr_scale": 9.0} for group in groups], 1.0).state_dict())
@@ -324,7 +325,7 @@ GRADIENTS = [torch.tensor([[3.0, -1.0], [0.5, 2.0]]), torch.tensor([4.0, 0.25])]
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_update_is_unscaling_clipping_and_a_step(name, fused):
-    """As torch's clip_grad_norm_ and unfused optimizer do it."""
+    """Compared with torch's clip_grad_norm_ and unfused optimizer."""
     for max_norm, scale in ((1.0, 1.0), (1.0, 1024.0), (100.0, 8.0), (0.0, 8.0)):
         ours, theirs = ([nn.Parameter(torch.ones_like(gradient)) for gradient in GRADIENTS] for _ in range(2))
         optimizer, unfused = build_optimizer(name, ours, 0.1), build_optimizer(name, theirs, 0.1)
@@ -343,8 +344,8 @@ def test_update_is_unscaling_clipping_and_a_step(name, fused):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_non_finite_update_leaves_no_trace(name, fused):
-    """Neither as the first, before there is any state, nor later."""
+def test_a_non_finite_update_changes_nothing(name, fused):
+    """As the first one, before there is any state, and later."""
     def after(*values: float) -> list[list[float]]:
         weight = nn.Parameter(torch.ones(3))
         optimizer = build_optimizer(name, [weight], 0.1)
@@ -371,7 +372,7 @@ def choose(train_layers="all", freeze=(), named=None) -> list[str]:
     ("3", ("norm.", "head.", "blocks."))])
 def test_layers_to_train(train_layers, prefixes):
     named = parameters()
-    named[0][1].requires_grad_(False)                   # chosen again, it is trained again
+    named[0][1].requires_grad_(False)                   # it must be trained again
     frozen = choose(train_layers, named=named)
     assert frozen == [name for name, _ in named if not name.startswith(prefixes)]
     assert [name for name, parameter in named if not parameter.requires_grad] == frozen
@@ -381,7 +382,7 @@ def test_freezing_by_pattern():
     frozen = choose(freeze=["patch_embed.*", "*.norm?.*", "cls_token"])
     assert len(frozen) == 2 + 3 * 4 + 1 and "cls_token" in frozen and "norm.weight" not in frozen
     assert set(choose("1", ["*.bias"])) == {*choose("1"), *(name for name, _ in parameters() if name.endswith("bias"))}
-    assert choose("1", ["patch_embed.*"]) == choose("1")         # frozen anyway: no mistake
+    assert choose("1", ["patch_embed.*"]) == choose("1")         # frozen already: not an error
 
 
 @pytest.mark.parametrize(("train_layers", "freeze", "message"), [
@@ -404,7 +405,7 @@ TAGS = [(decay, *rest) for decay in ("cosine", "linear") for rest in ((500, 10_0
 
 @pytest.mark.parametrize(("decay", "warmup", "total", "peak"), TAGS)
 def test_every_update_has_the_rate_of_the_reference(decay, warmup, total, peak):
-    """And, bit for bit, that of runs begun with the first version, which can be resumed."""
+    """It is also bit for bit the rate of runs of the first version, which can be resumed."""
     with np.load(FIXTURES / "train.npz") as file:
         updates, rates = (file[f"lr/jeon_{decay}_w{warmup}_T{total}/{part}"] for part in ("update", "lr"))
     assert updates[0] == 1 and updates[-1] == total
@@ -417,12 +418,12 @@ def test_every_update_has_the_rate_of_the_reference(decay, warmup, total, peak):
             progress = (number - warmup) / max(1, total - warmup)
             expected = max(0.0, 0.5 * (1 + math.cos(math.pi * progress)) if decay == "cosine" else 1 - progress)
         assert lr_multiplier(number, warmup, total, decay) == expected
-    assert lr_multiplier(5, 5, 5, decay) == 1                  # warm-up all the way
+    assert lr_multiplier(5, 5, 5, decay) == 1                  # only warm-up
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
-def test_a_few_updates_all_learn(decay):
-    """From 10 on the rates are those of runs begun before; of a shorter run the last update would learn nothing."""
+def test_all_rates_of_a_short_run_are_above_zero(decay):
+    """From 10 updates on the rates are those of earlier versions. In shorter runs these had a rate of 0 for the last update."""
     for total in range(1, 10):
         for warmup in range(total + 1):
             rates = [lr_multiplier(update, warmup, total, decay) for update in range(1, total + 1)]
@@ -435,7 +436,7 @@ def test_a_few_updates_all_learn(decay):
 
 
 def test_floor_is_that_of_mae():
-    """Its scripts set the rate at fractions of an epoch: an update may be one."""
+    """MAE's scripts set the rate at fractions of an epoch, so an update may be a fraction."""
     with np.load(FIXTURES / "fine_tuning.npz") as file:
         epochs, expected, (peak, smallest, warmup, total) = (file[f"lr/mae_{part}"] for part in ("epochs", "lr", "args"))
     got = [peak * lr_multiplier(epoch, warmup, total, "cosine", floor=smallest / peak) for epoch in epochs]
@@ -452,7 +453,7 @@ def test_start_and_floor_are_those_of_timm(warmup, total):
 
 
 def test_steps_are_those_of_bit():
-    """BiT-HyperRule for less than 20,000 images (bit_hyperrule.py): a tenth for each milestone that is below the step"""
+    """BiT-HyperRule for less than 20,000 images (bit_hyperrule.py): a factor of 0.1 for each milestone below the step."""
     milestones = [200, 300, 400]
     rates = {update: lr_multiplier(update, 100, 500, "step", milestones=milestones)
              for update in (1, 50, 99, 100, 101, 200, 201, 300, 301, 400, 401, 500)}

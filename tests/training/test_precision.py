@@ -55,7 +55,7 @@ def test_only_tf32_rounds_float32_products():
 
 @pytest.fixture
 def processor(monkeypatch, tmp_path):
-    """processor("avx2 amx_bf16"): the flags in /proc/cpuinfo; None: there is no such file"""
+    """Return processor("avx2 amx_bf16"), which sets the flags in /proc/cpuinfo. None: the file does not exist."""
     def pretend(flags):
         if flags is not None:
             (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
@@ -66,7 +66,7 @@ def processor(monkeypatch, tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """gpu(8, 0): a GPU of this compute capability"""
+    """Return gpu(8, 0), which simulates a GPU of this compute capability."""
     def pretend(*capability):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model X")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -125,7 +125,7 @@ def test_precision_on_an_apple_gpu(name, level, row, reason):
 
 
 class Toy:
-    """One weight with a given gradient, times the scale."""
+    """One weight with a given gradient, which the loss scale multiplies."""
 
     def __init__(self, row=LEVELS["O1"], fixed=0.0):
         self.weight = nn.Parameter(torch.zeros(1))
@@ -133,7 +133,7 @@ class Toy:
         self.scaler = LossScaler(row, CPU, fixed)
 
     def step(self, gradient: float) -> float:
-        """Returns by how much the weight falls."""
+        """Return by how much the weight decreases."""
         before = self.weight.item()
         self.optimizer.zero_grad()
         self.scaler.backward((self.weight * gradient).sum())
@@ -162,11 +162,11 @@ def test_the_dynamic_scale_is_that_of_torch_s_grad_scaler(monkeypatch):
     assert scales[:9] == [1, 1, 2, 1, 1, 0.5, 0.5, 0.5, 1] and toy.scaled == 0.25 * toy.scaler.scale
     assert toy.scaler.state_dict() == theirs.state_dict()
     other = LossScaler(LEVELS["O1"], CPU)
-    other.load_state_dict(theirs.state_dict())                    # of old runs, which used GradScaler
+    other.load_state_dict(theirs.state_dict())                    # from old runs, which used GradScaler
     assert other.scale == theirs.get_scale()
 
 
-def test_off_where_the_loss_is_not_scaled():
+def test_the_scaler_is_off_where_the_loss_is_not_scaled():
     toy = Toy(BF16)
     assert toy.scaler.state_dict() == {} and toy.step(1) == 1 and toy.scaled == 1
     toy.scaler.load_state_dict({})

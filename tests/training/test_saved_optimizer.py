@@ -1,4 +1,4 @@
-"""An optimizer's state of a checkpoint: the run's own is taken, anything else is named before PyTorch loads it."""
+"""An optimizer's state in a checkpoint: the run's own is accepted, any other is refused before PyTorch loads it."""
 
 import copy
 import types
@@ -13,7 +13,7 @@ UPDATES = 2
 
 
 def trained(kind: str, updates: int = UPDATES, dtype=torch.float32, **more) -> types.SimpleNamespace:
-    """-> the optimizer after some updates, and the names of its parameters"""
+    """Return the optimizer after some updates, and the names of its parameters."""
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((3, 4), (4,), ())]
     groups = [{"params": parameters[:2], "lr_scale": 0.5, "weight_decay": 0.1}, {"params": parameters[2:], "lr_scale": 1.0,
@@ -38,7 +38,7 @@ def fault(kind: str, change, updates: int = UPDATES) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lamb"])
-def test_the_state_of_the_run_itself_is_taken(kind):
+def test_the_state_of_the_run_itself_is_accepted(kind):
     if kind == "lamb":
         pytest.importorskip("timm")
     for updates in (0, UPDATES):
@@ -51,8 +51,8 @@ def test_the_state_of_the_run_itself_is_taken(kind):
             assert all(torch.equal(slots[name], loaded["state"][index][name]) for name in slots)
 
 
-def test_states_of_other_sessions_are_taken():
-    """Another learning rate and kernel, what other versions of PyTorch add or lack; float16 weights; SGD without momentum."""
+def test_states_of_other_sessions_are_accepted():
+    """Another learning rate or kernel, keys that other PyTorch versions add or lack, float16 weights, SGD without momentum."""
     run = trained("adamw")
     state = copy.deepcopy(run.optimizer.state_dict())
     for group in state["param_groups"]:
@@ -67,7 +67,7 @@ def test_states_of_other_sessions_are_taken():
     checked_state(plain.optimizer, plain.optimizer.state_dict(), UPDATES, plain.names)
 
 
-def test_what_another_version_has_and_is_off_is_left_out():
+def test_options_of_another_version_that_are_off_are_removed():
     run = trained("adamw")
     state = copy.deepcopy(run.optimizer.state_dict())
     for group in state["param_groups"]:
@@ -77,7 +77,7 @@ def test_what_another_version_has_and_is_off_is_left_out():
 
 
 class Lamb(torch.optim.Adam):
-    """Counts its updates in the groups, as timm's."""
+    """Counts its updates in the groups, as timm's Lamb does."""
 
     def state_dict(self):
         state = super().state_dict()
@@ -106,8 +106,8 @@ def test_a_count_of_a_group(count, words):
         assert str(caught.value) == f"optimizer state: {words}. Use an earlier checkpoint"
 
 
-def test_groups_of_the_file_may_be_others():
-    """Of an earlier version, which divided the parameters otherwise."""
+def test_a_file_may_have_other_groups():
+    """An earlier version divided the parameters differently."""
     run = trained("adamw")
     parameters = list(run.names)
     other = build_optimizer("adamw", [{"params": parameters, "lr_scale": 1.0, "weight_decay": 0.1}], 0.1)
@@ -130,7 +130,7 @@ def test_an_array_of_another_shape_is_named(slot, shape):
 
 
 def put(*path):
-    """-> a change that sets the value, the last of `path`, at the keys before"""
+    """Return a function that sets the last item of `path` as the value at the keys before it."""
     def change(state):
         *keys, last, value = path
         for key in keys:
@@ -175,20 +175,20 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_not_the_runs_own_is_named(case):
+def test_a_state_that_is_not_the_runs_own_is_refused(case):
     change, words = CASES[case]
     assert fault("adamw", change) == words
 
 
-def test_two_arrays_in_one_memory_are_refused():
+def test_two_arrays_in_the_same_memory_are_refused():
     def change(state):
         state["state"][0]["exp_avg_sq"] = state["state"][0]["exp_avg"].abs_()
 
     assert fault("adamw", change) == "two of its arrays are the same memory"
 
 
-def test_arrays_in_another_order_of_memory_are_put_in_theirs():
-    """The fused kernels go through all arrays as they lie in memory."""
+def test_arrays_with_other_strides_are_made_contiguous():
+    """The fused kernels process all arrays in the order of memory."""
     run = trained("adamw")
     state = copy.deepcopy(run.optimizer.state_dict())
     average = state["state"][0]["exp_avg"]

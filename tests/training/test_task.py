@@ -1,4 +1,4 @@
-"""What the rest of the program gets from a task."""
+"""A task: criterion, metrics and probabilities."""
 
 import torch
 

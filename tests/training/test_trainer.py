@@ -1,4 +1,4 @@
-"""Optimizer steps: the reference's traces, accumulation, overflow, divergence, late reading, losses, dropout."""
+"""Optimizer steps: accumulation, overflow, divergence, late reading of metrics, losses, dropout."""
 
 import contextlib
 import copy
@@ -80,7 +80,7 @@ class Setup:
         return flat(self.model)
 
     def state(self) -> str:
-        """Everything that a step may change in weights, their average and optimizer"""
+        """Return everything that a step may change: weights, averaged weights and optimizer state."""
         models = [self.model, *([self.ema.model] if self.ema else [])]
         return str(([p.tolist() for model in models for p in model.parameters()],
                     copy.deepcopy(self.trainer.optimizer.state_dict())))
@@ -91,7 +91,7 @@ class Setup:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("micro_steps", [2, 4])
-def test_accumulation_changes_nothing_but_the_rounding(optimizer, micro_steps):
+def test_accumulation_only_changes_rounding(optimizer, micro_steps):
     rate = 0.1 if optimizer == "sgd" else 3e-3
     whole, parts = (Setup(optimizer=optimizer, rate=rate, micro_steps=number) for number in (1, micro_steps))
     start = whole.weights()
@@ -122,10 +122,10 @@ def test_requests_and_replaced_images_are_reported(exact):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_step_that_is_given_up_changes_nothing(exact, late):
-    asked = iter([False] * 3 + [False, True])           # in the second step, after two of its four micro-batches
+def test_an_interrupted_step_changes_nothing(exact, late):
+    requests = iter([False] * 3 + [False, True])           # in the second step, after two of its four micro-batches
     setup, whole = (Setup(exact=exact, late=late, micro_steps=4, ema_decay=0.5, **more)
-                    for more in ({"stop": lambda: next(asked)}, {}))
+                    for more in ({"stop": lambda: next(requests)}, {}))
     steps = setup.run(2, flush=False)
     assert [step.step for step in steps] == [1] and setup.trainer.step == setup.trainer.progress.updates == 1
     whole.run(1)
@@ -134,7 +134,7 @@ def test_a_step_that_is_given_up_changes_nothing(exact, late):
 
 @pytest.mark.parametrize("fixed", [0.0, 8.0])
 def test_clipping_sees_unscaled_gradients(fixed):
-    """Clipping scaled gradients would make the update 65,536 times too small, without any error."""
+    """Clipping scaled gradients would make the update 65,536 times too small without any error."""
     changes, norms = {}, []
     for row, clip in itertools.product((FP32, LEVELS["O1"]), (0, 0.05)):
         setup = Setup(row, clip=clip, rate=1.0, fixed_scale=fixed if row.scales_loss else 0.0)
@@ -147,7 +147,7 @@ def test_clipping_sees_unscaled_gradients(fixed):
     torch.testing.assert_close(clipped / 0.05, changes["fp32", 0] / norms[0], rtol=0, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------- what is not finite
+# ------------------------------------------------------------------------------------- overflow, divergence
 
 
 @pytest.mark.parametrize(("fixed", "device"), [
@@ -171,7 +171,7 @@ def test_an_overflow_is_skipped(fixed, device):
 
 @pytest.mark.parametrize("fixed", [0.0, 1024.0])
 def test_ten_overflows_in_a_row_end_the_run(fixed):
-    """Those before a resume count too."""
+    """Overflows before a resume count too."""
     for start, skips in ((1, 0), (9, 9)):
         setup = Setup(LEVELS["O1"], fixed_scale=fixed, start=start, skips=skips)
         before, setup.change_gradient = setup.state(), lambda gradient: gradient * float("inf")
@@ -181,7 +181,7 @@ def test_ten_overflows_in_a_row_end_the_run(fixed):
         assert setup.state() == before
 
 
-def test_overflows_between_good_steps_end_the_run_only_at_the_lowest_scale():
+def test_overflows_between_good_steps_end_the_run_at_the_lowest_scale_only():
     setup, calls = Setup(LEVELS["O1"]), itertools.count()
     setup.change_gradient = lambda gradient: gradient * (float("inf") if next(calls) % 3 else 1)
     with pytest.raises(DivergedError, match=r"overflows, however low the loss scale at learning rate 0.1, loss scale 0.00"):
@@ -213,7 +213,7 @@ def test_a_non_finite_loss_or_gradient_stops_the_run(row):
 @pytest.mark.contract("P11", "a loss or gradient that is not finite never reaches weights, average or optimizer")
 @pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
 def test_updates_that_are_not_finite_can_be_skipped(figure, exact):
-    """They consume their images and nothing else; ten in a row end the run, also over a resume."""
+    """A skipped update uses up its images and changes nothing else. Ten in a row end the run, also across a resume."""
     for row, fault in itertools.product((FP32, BF16, LEVELS["O1"]), ("loss", "inf", "nan")):
         setup = Setup(row, micro_steps=2, ema_decay=0.5, non_finite="skip", exact=exact)
         setup.run(2)
@@ -240,8 +240,8 @@ def test_updates_that_are_not_finite_can_be_skipped(figure, exact):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_reading_late_changes_no_number(optimizer):
-    """As on a GPU: the figures of a step are read in the middle of the next. Overflows come and go, one of them first."""
+def test_late_reading_changes_no_number(optimizer):
+    """As on a GPU, the metrics of a step are read during the next one. Some steps overflow, among them the first."""
     outcomes = []
     for late in (False, True):
         rates, metrics, calls = [], [], itertools.count()
@@ -261,8 +261,8 @@ def test_reading_late_changes_no_number(optimizer):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_late_figures_are_read_while_the_next_step_is_under_way(monkeypatch, late):
-    """The forward pass of a step does not wait for the step before; the seconds contain the waiting for data."""
+def test_late_metrics_are_read_during_the_next_step(monkeypatch, late):
+    """The forward pass of a step does not wait for the step before. The seconds include the wait for data."""
     clock, waits, seen = types.SimpleNamespace(now=0.0), iter([0, 0, 0.2, 0, 0.1, 0]), []
     monkeypatch.setattr(engine, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
 
@@ -284,23 +284,23 @@ def test_late_figures_are_read_while_the_next_step_is_under_way(monkeypatch, lat
     assert [each.step for each in metrics if each.data_seconds > 0.09] == ([2, 4] if late else [3, 5])
 
 
-def test_the_host_looks_for_late_figures_and_does_not_wait_inside_the_device():
-    """Or it would hear neither signals nor that another process is lost. With a stand-in for an event of CUDA."""
+def test_the_host_polls_for_late_metrics_instead_of_blocking():
+    """If it blocked, it would notice neither signals nor the loss of another process. With a stand-in for a CUDA event."""
     class Event:
-        looks = 0
+        queries = 0
 
         def query(self):
-            self.looks += 1
-            return self.looks == 3
+            self.queries += 1
+            return self.queries == 3
 
     setup, event = Setup(late=True), Event()
     setup.run(1, flush=False)
     setup.trainer._readout.pending.ready = event
-    assert [metrics.step for metrics in setup.run(1, flush=False)] == [1] and event.looks == 3
+    assert [metrics.step for metrics in setup.run(1, flush=False)] == [1] and event.queries == 3
 
 
 def test_a_late_step_that_diverges_is_the_last():
-    """Nothing is known of it yet when it ends, but its update is left out. The step before it is reported."""
+    """Its metrics are not read yet when it ends, but its update is skipped. The step before it is reported."""
     for flush in (False, True):
         setup = Setup(late=True)
         metrics = setup.run(3, flush=False)
@@ -323,7 +323,7 @@ def mixer(stop_at=1000) -> Mixer:
 
 
 class Teacher:
-    """A fixed linear map of the pixels, which remembers what it was shown."""
+    """A fixed linear map of the pixels, which records its inputs."""
 
     def __init__(self):
         self.weight = torch.randn(192, 10, generator=torch.Generator().manual_seed(3)) / 50
@@ -348,7 +348,7 @@ CRITERIA = {
 @pytest.mark.parametrize("micro_steps", [1, 4])
 @pytest.mark.parametrize("case", CRITERIA)
 def test_a_step_minimizes_the_mean_over_its_images(case, micro_steps):
-    """The formula knows nothing of micro-steps; the teacher sees what the student sees."""
+    """The formula is that of the whole batch, without micro-steps. The teacher gets the images of the student."""
     criterion = Criterion(**CRITERIA[case])
     setup = Setup(criterion=criterion, micro_steps=micro_steps, clip=0, rate=1.0)
     batch, model = next(batches()), copy.deepcopy(setup.model)
@@ -364,9 +364,9 @@ def test_a_step_minimizes_the_mean_over_its_images(case, micro_steps):
     metrics, = setup.run()
     assert (metrics.step, metrics.learning_rate, metrics.loss_scale, metrics.skipped) == (1, 1.0, None, False)
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-6) and metrics.images_per_second > 0
-    assert metrics.accuracy == (logits.argmax(1) == batch.targets).sum().item() / 32      # of mixed images: the image's own class
+    assert metrics.accuracy == (logits.argmax(1) == batch.targets).sum().item() / 32      # mixed images: their own class
     assert metrics.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
-    torch.testing.assert_close(before - setup.weights(), gradient, rtol=0, atol=1e-6)       # SGD's first step of rate 1
+    torch.testing.assert_close(before - setup.weights(), gradient, rtol=0, atol=1e-6)       # SGD's first step with rate 1
     if criterion.teacher:
         torch.testing.assert_close(torch.cat(criterion.teacher.seen).float(), images, rtol=0, atol=1e-4)
 
@@ -375,7 +375,7 @@ def test_a_step_minimizes_the_mean_over_its_images(case, micro_steps):
 
 
 class Attentive(nn.Module):
-    """A network with something like the logits of two layers of sigmoid attention, 2 heads, 1 row, a grid of 4 x 4."""
+    """A network with outputs like the logits of two layers of sigmoid attention, 2 heads, 1 row, a grid of 4 x 4."""
 
     def __init__(self):
         super().__init__()
@@ -399,7 +399,7 @@ class Attentive(nn.Module):
 
 
 class Supervised:
-    """Attentive, in its first step on 32 digits, of which those at `positions` of the step have edits."""
+    """An Attentive model in its first step on 32 digits, of which those at `positions` of the step have edits."""
 
     def __init__(self, positions=(0, 1, 5, 30), micro_steps=1, rank=0, size=1, weight=3.0, cut_off=0):
         order = StepSampler(len(DIGITS.train), 32, micro_steps * size, rank, size, 5, 0, 1000)
@@ -416,13 +416,13 @@ class Supervised:
                                               edit_transform=partial(transform_with_edits, edits, (4, 4))))
 
     def step(self) -> tuple[StepMetrics, torch.Tensor]:
-        """Returns the metrics and by how much the weights fall."""
+        """Return the metrics and by how much the weights decrease."""
         before = flat(self.model)
         metrics, = self.trainer.train_step(self.batches)
         return metrics, before - flat(self.model)
 
     def by_formula(self) -> tuple[float, float, torch.Tensor]:
-        """Loss, attention loss and gradient of the first step, from the whole batch at once"""
+        """Return loss, attention loss and gradient of the first step, computed from the whole batch at once."""
         batch, model = next(self.batches), copy.deepcopy(self.model)
         with model.record_logits() as layers:
             logits = model(to_input(batch.images))
@@ -435,7 +435,7 @@ class Supervised:
 @pytest.mark.parametrize("micro_steps", [1, 4])
 @pytest.mark.parametrize(("positions", "cut_off"), [((0,), 0), ((0, 1, 5, 30), 0), ((0, 1, 5, 30), 2), (range(32), 0)])
 def test_attention_supervision_is_a_mean_over_the_edited_images(positions, cut_off, micro_steps):
-    """Some of the four micro-batches have many edited images, others none. An edit that a crop cut off counts as 0."""
+    """Some of the four micro-batches have many edited images, others none. An edit outside the crop counts as 0."""
     setup = Supervised(positions, micro_steps, cut_off=cut_off)
     loss, attention, gradient = Supervised(positions, cut_off=cut_off).by_formula()
     metrics, change = setup.step()
@@ -445,25 +445,25 @@ def test_attention_supervision_is_a_mean_over_the_edited_images(positions, cut_o
     assert metrics.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5) and setup.model.recordings == micro_steps
 
 
-def test_ranks_add_up_to_the_attention_loss_of_the_step():
-    """The mean of their gradients, which DistributedDataParallel takes, is that of the whole step."""
+def test_the_mean_over_ranks_is_the_gradient_of_the_step():
+    """DistributedDataParallel takes the mean of the ranks' gradients. It equals the gradient of the whole step."""
     changes = [Supervised(rank=rank, size=2, micro_steps=2).step()[1] for rank in range(2)]
     assert not torch.allclose(changes[0], changes[1], atol=1e-3)
     torch.testing.assert_close((changes[0] + changes[1]) / 2, Supervised().by_formula()[2], rtol=0, atol=1e-6)
 
 
-def test_a_step_without_an_edited_image_is_an_ordinary_one():
+def test_a_step_without_edited_images_has_no_attention_loss():
     setup = Supervised((), micro_steps=4)
     (metrics, change), (ordinary, expected) = setup.step(), Supervised((), micro_steps=4, weight=0.0).step()
     assert torch.equal(change, expected) and setup.model.recordings == 0
     assert metrics.loss == ordinary.loss and metrics.attention_loss is None
 
 
-# ------------------------------------------------------------------------------------------------ the average
+# ----------------------------------------------------------------------------------------- averaged weights
 
 
 def test_the_average_ignores_skipped_steps_and_changes_nothing_in_training():
-    """Its decay follows the updates, not the steps: that of update 2, after five steps, is 3 / 12."""
+    """Its decay follows the number of updates, not of steps: for update 2, after five steps, it is 3 / 12."""
     setup, without = (Setup(LEVELS["O1"], fixed_scale=1024.0, ema_decay=decay, dropout=0.5) for decay in (0.9, None))
     for each in (setup, without):
         each.run(1)
@@ -482,7 +482,7 @@ def test_the_average_ignores_skipped_steps_and_changes_nothing_in_training():
 
 
 def masks(steps, start=0, micro_steps=2, micros=None, seed=1) -> dict[tuple[int, int], torch.Tensor]:
-    """(step, micro) -> what dropout leaves of ones"""
+    """Return {(step, micro): the output of dropout on ones}."""
     micros = micros or range(micro_steps)
     found, model = {}, nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10))
     trainer = make_trainer(model, rate=0.0, normalize=lambda images: torch.ones(images.shape), batch_size=8,
@@ -502,13 +502,13 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     first = masks(6)
     assert len(first) == 12 and not any(torch.equal(a, b) for a, b in itertools.combinations(first.values(), 2))
     torch.manual_seed(2)
-    for again in (masks(6), masks(2, start=4), masks(6, micros=[1])):       # again; after a restart; as the second of two ranks
+    for again in (masks(6), masks(2, start=4), masks(6, micros=[1])):       # again, after a restart, as the second of two ranks
         assert all(torch.equal(mask, first[position]) for position, mask in again.items())
     assert not any(torch.equal(mask, first[position]) for position, mask in masks(6, seed=2).items())
 
 
 @pytest.mark.parametrize(("tolerance", "device"), [(0.0, "cpu"), pytest.param(1e-6, "cuda", marks=pytest.mark.gpu)])
-def test_a_run_that_starts_later_has_the_same_losses(tolerance, device):
+def test_a_run_that_starts_at_a_later_step_has_the_same_losses(tolerance, device):
     whole, tail = (Setup(dropout=0.5, rate=0.0, start=start, device=torch.device(device)) for start in (0, 3))
     assert whole.losses(6)[3:] == pytest.approx(tail.losses(3), rel=tolerance, abs=0)
 
