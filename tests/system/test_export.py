@@ -23,6 +23,7 @@ import models
 import train
 import visualize
 from models.checkpoints.export import save_weights
+from models.match import model_name
 from utils import process
 from utils.build import open_model
 from utils.data import datasets
@@ -74,7 +75,7 @@ def test_an_exported_folder_is_the_run(family, capsys):
     folder = folder_of(family, interpolation="bicubic", tta="flip" if family == "vit" else "none", **crop)
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     run_itself, opened = open_model("output/r"), open_model(folder)
-    assert opened.title == f"{kind}, exported"
+    assert opened.title == f"{model_name(kind, opened.model.config)}, exported" != f"{kind}, exported"
     assert same_state(run_itself.model, opened.model) and opened.model.load_report.resized == {}
     ours, theirs = run_itself.model.config.to_dict(), opened.model.config.to_dict()
     assert ours == theirs | {key: ours[key] for key in ("img_size", "channel_mean", "channel_std")}
@@ -187,7 +188,7 @@ def test_the_card_says_what_no_config_can(capsys):
     assert run("output/r", "--to", "folder", "--output", "a") == 0
     assert "note: the run was evaluated with the mean over each image and its mirror image" in capsys.readouterr().out
     card = Path("a/README.md").read_text()
-    for words in ("# r\n", "A ViT-Ti_16 for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
+    for words in ("# r\n", "A ViT (width ", ", patch 4) for 10 classes, on images of 16 x 24 pixels", "| data set | digits |",
                   "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
                   "Size 16 x 24, bicubic: the whole image", "none: trained from scratch"):
         assert words in card, words
@@ -359,7 +360,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys):
             ("output/crop --to folder --output a", "--to folder: eval_crop 0.5 at 16 x 24 pixels: timm resizes"),
             ("output/r --to npz --output a", "--to npz: a position table of 4 x 6 patches"),
             ("nameless.pth --to torch --output a", "nameless.pth does not name its 3 classes. Add --class_names FILE"),
-            ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: must have 3 lines, .* it has 2 lines"),
+            ("nameless.pth --to torch --output a --class_names two.txt", "two.txt: expected 3 different names, .* got 2 lines"),
             ("nameless.pth --to torch --output a --class_names no.txt", "no.txt: No such file"),
             ("nameless.pth --to torch --output a --model_type ViT-X", "unknown|ViT-X"),
             ("headless.pth --to folder --output a", "headless.pth has no head, and so no classes")):

@@ -232,8 +232,8 @@ def test_a_start_that_has_seen_what_the_sweep_chooses_on_is_refused(stub, capsys
         assert run_train(*images, *held_out, "--model_type", "ViT-Nano_2", "--num_steps", 1, "--name", name) == 0
     argv = ["--attention_loss_weights", "0,1", *images, "--attention_edits", "edits", "--name", "w", "--pretrained_dir"]
     assert error_line(capsys, *argv, "output/whole").endswith(
-        "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy says "
-        "little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
+        "--pretrained_dir output/whole: that run was trained on 2 of the 2 images that the sweep chooses on: their accuracy "
+        "means little. Train that run again, with the same images held out: --val_fraction 0.1 --split_seed 0\n")
     assert error_line(capsys, *argv, "output/part", "--val-fraction", "0.3").endswith(
         "on 4 of the 6 images that the sweep chooses on: their accuracy means little. Hold out the same images as that run: "
         "--val_fraction 0.1 --split_seed 0\n")
