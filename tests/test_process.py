@@ -328,3 +328,24 @@ def test_error_message_is_printable(capsys):
     assert capsys.readouterr().err == "x.py: error: class \\x1b[2J \\x1b]0;t\\x07: no\n"
     process.report_error("x.py", f"{'a/' * 5000}: no such folder", 2)
     assert len(capsys.readouterr().err) < 170
+
+
+def test_both_outputs_keep_their_order_in_a_file(tmp_path):
+    """As of `bash train.sh > log 2>&1`: what is printed without a flush comes before a later error."""
+    code = ("import sys; from utils import process\n"
+            "def main(argv): print('first'); print('second', file=sys.stderr); print('third'); return 0\n"
+            "process.run(main)")
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open(tmp_path / "log", "w") as log:
+        done = subprocess.run([sys.executable, "-c", code], cwd=launching.ROOT, stdout=log, stderr=log, env=buffered)
+    assert done.returncode == 0 and (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+
+
+@pytest.mark.parametrize(("columns", "typed", "size"), [
+    (100, "", {"dynamic_ncols": True}), (0, "", {"ncols": 80, "nrows": 24}), (0, "120", {"ncols": 120, "nrows": 24}),
+    (0, "0", {"ncols": 80, "nrows": 24})])
+def test_bars_fit_terminals_that_do_not_know_their_size(monkeypatch, columns, typed, size):
+    monkeypatch.setattr(process.os, "get_terminal_size", lambda _: os.terminal_size((columns, 0)))
+    monkeypatch.setattr(process.sys, "stderr", open(os.devnull, "w"))
+    monkeypatch.setenv("COLUMNS", typed)
+    assert process.bar_size() == size

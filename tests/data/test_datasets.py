@@ -14,8 +14,9 @@ from torchvision import datasets as published
 
 import configs
 from utils.attention.edits import is_safe
+from utils.config.types import run_name
 from utils.data import datasets
-from utils.data.datasets import DATASETS, open_splits
+from utils.data.datasets import DATASETS, data_name, open_splits, run_stem
 from utils.data.splits import DataError
 
 # -------------------------------------------------------------------------------------------------- every row
@@ -226,3 +227,18 @@ def test_imagenet_names_by_number():
     names = datasets.imagenet_names()
     assert len(names) == 1000
     assert (names[0], names[207], names[281], names[999]) == ("tench", "golden retriever", "tabby", "toilet tissue")
+
+
+@pytest.mark.parametrize(("dataset", "data_dir", "stem"), [
+    ("folder", "flowers", "flowers"), ("csv", "photos/birds/", "birds"), ("folder", "a/b/..", "a"), ("folder", "/", "folder"),
+    ("folder", "my photos (2)", "my-photos-2"), ("folder", "größe", "groe"), ("folder", "фото", "folder"),
+    ("folder", ".hidden", "hidden"), ("imagenet", "data/ilsvrc", "imagenet"), ("digits", "x", "digits")])
+def test_runs_are_named_by_the_folder_of_the_users_own_images(dataset, data_dir, stem):
+    assert run_stem(dataset, data_dir) == stem == run_name(stem)
+
+
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "pets/train").mkdir(parents=True)
+    for place, data_dir in (("pets", "."), ("pets/train", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert data_name("folder", data_dir) == run_stem("folder", data_dir) == "pets"

@@ -78,6 +78,8 @@ def test_learning_curves_show_the_numbers():
     assert lines(loss)["val"] == ([5], [0.5]) and lines(loss)["test"][0] == [0, 5]
     assert lines(accuracy)["val"] == ([5], [75.0]) and lines(accuracy)["val, top-5"] == ([5], [90.0])
     assert lines(accuracy)["test"] == ([0, 5], [10.0, 50.0]) and "test, top-5" not in lines(accuracy)
+    few_classes = [event | {"top5": 1.0} if event["event"] == "eval" else event for event in EVENTS]
+    assert "val, top-5" not in lines(plots.learning_curves(few_classes, "five classes").axes[1])
     assert [line.get_ydata()[-1] for line in rate.get_lines()] == [0.05]
     colors = [{line.get_label().split(",")[0]: line.get_color() for line in axes.get_lines()} for axes in (loss, accuracy)]
     assert colors[0]["val"] == colors[1]["val"] != colors[0]["test"] == colors[1]["test"]

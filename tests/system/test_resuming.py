@@ -328,7 +328,7 @@ def test_a_finished_run_trains_nothing_and_reports_its_result_again(run_train, b
     for way in ways:
         assert run_train("--resume_path", *way) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert [line for line in printed if "after the last step (" in line] == result and len(result) == 1
+        assert [line for line in printed if "after the last step (" in line] == result and len(result) == 2
         assert "nothing is left to train. To train longer, resume with a larger --num_steps (NUM_STEPS)" in printed
         assert not [line for line in printed if line.startswith(("step ", "changed:"))]
         assert {name: bytes_ for name, bytes_ in content("output").items() if name.endswith((".pt", ".txt"))} == files

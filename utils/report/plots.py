@@ -96,7 +96,7 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
         name = "train, evaluated" if split == "train" else plain(split, 20)
         axes["loss"].plot(steps, _numbers(series, "loss"), line, label=name, **own)
         axes["accuracy in %"].plot(steps, _percent(series, "accuracy"), line, label=name, **own)
-        if split == chosen:
+        if split == chosen and min(_numbers(series, "top5")) < 1:        # of five classes or fewer it is 100 % and says nothing
             axes["accuracy in %"].plot(steps, _percent(series, "top5"), dotted, alpha=0.6, label=f"{name}, top-5", **own)
     if best := best_evaluation(events):
         step, accuracy = best
