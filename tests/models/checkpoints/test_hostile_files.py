@@ -130,7 +130,7 @@ def with_members(folder: Path, content: bytes, edit: Callable[[str, bytes], byte
 
 
 @pytest.mark.contract("P7", "an .npz whose check sums agree with hostile headers is refused, or read within its bounds")
-def test_npz_headers_with_correct_checksums(tmp_path, tries, figure):
+def test_npz_headers_with_right_check_sums(tmp_path, tries, figure):
     times = tries(40, 2000)
 
     def check(path: Path, seed: int) -> None:
@@ -198,7 +198,7 @@ def test_a_pickle_that_would_need_more_memory_than_the_file_is_refused(tmp_path)
 
 
 @pytest.mark.contract("P7", "a hostile description in a checkpoint whose check sums agree is refused, or read within its bounds")
-def test_descriptions_with_correct_checksums(tmp_path, tries, figure):
+def test_descriptions_with_right_check_sums(tmp_path, tries, figure):
     times, state = tries(80, 5000), dict(vars(run_state("adamw")))
 
     def check(path: Path, seed: int) -> None:
