@@ -22,7 +22,7 @@ from PIL import Image
 from runs import make_tree
 
 import configs
-from models import list_models
+from models import list_models, load_model
 from models.checkpoints import hub
 from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url
 from utils import process
@@ -154,11 +154,34 @@ def test_the_python_examples_run(story, monkeypatch, capsys):
     monkeypatch.chdir(story)
     monkeypatch.syspath_prepend(ROOT)
     blocks, result = re.findall(r"```python\n(.*?)```", documents.pages()["docs/python.md"], re.DOTALL), {}
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, result)
     assert result["logits"].shape == (1, 10) and not torch.equal(result["maps"][-1], result["edited_maps"][-1])
+    assert result["tokens"].shape == (1, 17, 64) and torch.equal(result["features"], result["tokens"][:, 0])
     assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
+
+
+@pytest.mark.reference
+def test_the_examples_of_exports_run(story, monkeypatch, capsys):
+    """They copy and paste: each has its imports, and all give the same class."""
+    for module in ("timm", "transformers", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(story)
+    shutil.copy("new-photos/1.jpg", "photo.jpg")
+    for form, output in (("folder", "flowers-model"), ("onnx", "flowers.onnx"), ("torch", "flowers.pt2")):
+        assert importlib.import_module("export").main(["output/first", "--to", form, "--output", output]) == 0
+    blocks = re.findall(r"```python\n(.*?)```", documents.pages()["docs/export.md"], re.DOTALL)
+    assert len(blocks) == 4
+    expected = load_model("output/first").predict("photo.jpg")
+    capsys.readouterr()
+    for block in blocks[:3]:
+        exec(block, result := {})
+        assert expected.label in capsys.readouterr().out.splitlines()[-1], block
+    exec(blocks[3], {"images": result["images"]})            # it continues the block before it
+    assert capsys.readouterr().out == f"{expected.label}\n"
+    probabilities = torch.tensor(result["logits"]).softmax(dim=-1)
+    assert probabilities.max().item() == pytest.approx(expected.probability, abs=0.01)
 
 
 def test_models_are_imported_from_another_folder(tmp_path):
@@ -195,7 +218,7 @@ def test_pages_named_in_the_code_exist():
 
 def test_pages_stay_short():
     sizes = {name: len(text.encode()) for name, text in documents.pages().items()}
-    assert sizes["README.md"] < 9_000 and sizes["CONTRIBUTING.md"] < 6_000
+    assert sizes["README.md"] < 9_000 and sizes["CONTRIBUTING.md"] < 7_000
     assert not {name for name in sizes if name.startswith("docs/") and sizes[name] > 12_000}
 
 
@@ -216,6 +239,19 @@ def test_the_readme_lists_the_models_that_auto_chooses():
         for row in configs.MODEL_OF_MACHINE:
             if row["device"] == device and row["memory"] and row["cores"]:
                 assert f"{row['memory']} GiB" in section
+    start = next(line for line in ZOO.splitlines() if line.startswith("| **start with**"))
+    for row in configs.MODEL_OF_MACHINE:                     # every machine of the README is in the other page, too
+        assert f"`{row['model']}`" + f" (from {row['cores']} cores on)" * (row["cores"] > 1) in start
+
+
+def test_names_in_the_table_of_changes_are_in_its_files():
+    section = CONTRIBUTING.split("## Where do I change X?")[1].split("\n## ")[0]
+    for spans in (re.findall(r"`([^`]+)`", line) for line in section.splitlines()):
+        code = "".join((ROOT / span).read_text() for span in spans if (ROOT / span).is_file())
+        names = {span for span in spans if re.fullmatch(r"[A-Za-z_]+", span) and not (ROOT / span).exists()}
+        assert all(name in code for name in names - {"PROGRAMS", "conversions"}), spans          # of files in a folder
+    for subject in ("augmentation", "loss", "class weights", "learning-rate schedule", "the head", "images for a step", "log to"):
+        assert subject in section, subject
 
 
 def test_the_table_of_variables_is_complete_and_its_defaults_are_true():
