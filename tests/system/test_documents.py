@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from utils import process
 from utils.build.opened import EMBEDDED_MODEL
 from utils.config import FLAGS, Facts, parse, preview, resolve
 from utils.config.spelling import ELSEWHERE, name_model
+from utils.data.transforms import eval_transform, normalize
 from utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,7 @@ def test_every_other_command_starts_something_that_exists():
             assert words[0] in ("export", "source", "tensorboard"), command
 
 
+EXPORT_EXAMPLES = re.findall(r"```python\n(.*?)```", documents.pages()["docs/export.md"], re.DOTALL)
 STORY = documents.block_commands(README.partition("## Your own photographs")[2].partition("\n## ")[0])
 TINY = ["--model_type", "ViT-Nano_2", "--pretrained_dir", str(ROOT / "assets/ViT-Nano_2-letters.npz"), "--num_steps", "2",
         "--eval_every", "2", "--device", "cpu"]
@@ -162,6 +165,33 @@ def test_the_python_examples_run(story, monkeypatch, capsys):
     assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
 
 
+@pytest.mark.parametrize(("crop", "interpolation"), [(0, "bilinear"), (0.875, "bicubic"), (0.9, "bilinear"), (1, "bicubic")])
+def test_the_onnx_example_sees_images_as_the_run_does(crop, interpolation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((45, 31), 90).convert("RGB").resize((61, 44)).save("photo.jpg", quality=95)
+    mean, std, seen = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {}
+    notes = {"classes": '["ant", "bee"]', "preprocessing": json.dumps(
+        {"size": [24, 20], "interpolation": interpolation, "eval_crop": crop, "mean": mean, "std": std})}
+
+    class Session:
+        def __init__(self, path):
+            assert path == "flowers.onnx"
+
+        def get_modelmeta(self):
+            return types.SimpleNamespace(custom_metadata_map=notes)
+
+        def run(self, outputs, inputs):
+            seen.update(inputs)
+            return [torch.tensor([[0.0, 1.0]])]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    exec(next(block for block in EXPORT_EXAMPLES if "onnxruntime" in block), {})
+    image = eval_transform((24, 20), interpolation=interpolation, crop=crop)(Image.open("photo.jpg"))
+    expected = normalize(image[None], mean, std).numpy()
+    assert seen["images"].dtype == expected.dtype and seen["images"].shape == (1, 3, 24, 20)
+    assert abs(seen["images"] - expected).max() < 1e-5
+
+
 @pytest.mark.reference
 def test_the_examples_of_exports_run(story, monkeypatch, capsys):
     """They copy and paste: each has its imports, and all give the same class."""
@@ -171,14 +201,13 @@ def test_the_examples_of_exports_run(story, monkeypatch, capsys):
     shutil.copy("new-photos/1.jpg", "photo.jpg")
     for form, output in (("folder", "flowers-model"), ("onnx", "flowers.onnx"), ("torch", "flowers.pt2")):
         assert importlib.import_module("export").main(["output/first", "--to", form, "--output", output]) == 0
-    blocks = re.findall(r"```python\n(.*?)```", documents.pages()["docs/export.md"], re.DOTALL)
-    assert len(blocks) == 4
+    assert len(EXPORT_EXAMPLES) == 4
     expected = load_model("output/first").predict("photo.jpg")
     capsys.readouterr()
-    for block in blocks[:3]:
+    for block in EXPORT_EXAMPLES[:3]:
         exec(block, result := {})
         assert expected.label in capsys.readouterr().out.splitlines()[-1], block
-    exec(blocks[3], {"images": result["images"]})            # it continues the block before it
+    exec(EXPORT_EXAMPLES[3], {"images": result["images"]})            # it continues the block before it
     assert capsys.readouterr().out == f"{expected.label}\n"
     probabilities = torch.tensor(result["logits"]).softmax(dim=-1)
     assert probabilities.max().item() == pytest.approx(expected.probability, abs=0.01)
