@@ -38,6 +38,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "bf16": ("precision", "is --precision bf16 here"),
     "scale": ("crop_scale", "has two numbers in timm, 0.08 1. Here it is --crop_scale 0.08"),
     "gpus": ("device", "is the variable GPUS of train.sh here: GPUS=0,1 bash train.sh"),
+    "hflip": ("augmentation", "is part of --augmentation here: crop_flip and pad_flip mirror half of the images"),
+    "sched_on_updates": ("decay_type", "is not needed: the learning rate changes at every step. Omit it"),
     "num_classes": _CLASSES, "nb_classes": _CLASSES, "pretrained": _PUBLISHED}
 ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias in row.aliases}
 
