@@ -65,7 +65,7 @@ def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
     torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
     out = printed(capsys, tmp_path / "an x.pth")[1]
     assert "number of heads unknown" in out
-    assert out.endswith(f"use it: DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
+    assert out.endswith(f"DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
     assert ", from the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
 
 
