@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import DATASETS, MODELS, RECIPES
+from configs import DATASETS, MODELS
 from models.checkpoints import hub
 from models.checkpoints.published import published_name, published_names, require_published
 from models.errors import ModelError
