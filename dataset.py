@@ -19,7 +19,7 @@ with process.imports("dataset.py"):
 
 PURPOSE = __doc__.partition("\n")[0]
 COMMANDS = (
-    ("check", "reads every image once, and reports problems", "check --dataset folder --data_dir flowers"),
+    ("check", "reads every image once, and reports problems", "check --dataset folder --data_dir flowers --val_fraction 0.2"),
     ("prepare", "decodes every image once, into a folder for --data_dir",
      "prepare flowers-256 --dataset folder --data_dir flowers"))
 # Texts of the help that differ from those of train.py.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from utils.build import Opened
     from utils.predict.predictor import Work
     from utils.predict.rows import Output, Table
-    from utils.predict.sources import Batches
+    from utils.predict.sources import Batches, Remarks
 
 BATCH, GPU_BATCH = 32, 64       # images; DeiT-Ti/16 takes 12 to 22 % less CPU time an image than with 64 (AMD EPYC, 1 thread)
 PEEKED = 256                    # images that decide how files are read, where the model does not say
@@ -84,6 +84,7 @@ class Images(NamedTuple):
     """The images to label, in batches of keys, and the split that they are of, if any."""
 
     batches: "Batches"
+    remarks: "Remarks"
     split: "Dataset | None" = None
     total: int | None = None
 
@@ -199,9 +200,9 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
     from utils.data.splits import DataError
     from utils.data.survey import faint_images, loose_files
     from utils.predict.predictor import Work
-    from utils.predict.sources import Batches, first_of, open_sources
+    from utils.predict.sources import Batches, Remarks, first_of, open_sources
 
-    run, split, reading = opened.settings, None, opened.reading
+    run, split, reading, remarks = opened.settings, None, opened.reading, Remarks()
     size = options.batch_size or (run["eval_batch_size"] if options.split else batch)
     if options.split:
         _, split, classes = opened.split(options.split)
@@ -209,7 +210,7 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
             raise DataError(f"--split {options.split}: the classes of the data are not those of the model")
         keys, size = range(len(split)), min(size, len(split))         # as the run evaluated them
     else:
-        keys = open_sources(options.inputs, options.path_column, options.image_dir)
+        keys = open_sources(options.inputs, options.path_column, options.image_dir, remarks)
         # How files are read is decided by the same number of images, however slowly they arrive.
         first, all_are_there = first_of(keys, max(size * processes, PEEKED * bool(reading.unknown)), not reading.unknown)
         if not first:
@@ -221,7 +222,7 @@ def prepare(options: argparse.Namespace, opened: "Opened", processes: int, batch
             print(process.printable(warning), file=sys.stderr, flush=True)
         if all_are_there:                                         # divide few images among the processes
             size = min(size, -(-len(first) // processes))
-    images = Images(Batches(keys, size), split, len(split) if options.split else None)
+    images = Images(Batches(keys, size), remarks, split, len(split) if options.split else None)
     settings = {name: run[name] for name in ("precision", "fp16_opt_level", "dataset")} if options.split else {}
     if options.precision:
         settings["precision"] = options.precision
@@ -282,9 +283,13 @@ def write(options: argparse.Namespace, images: Images, work: "Work", table: "Tab
     output.write([table.end(kind)])
     output.finish()
     seconds = time.monotonic() - started
+    skipped = images.remarks.skipped
+    for line in (*images.remarks.lists, *(line for line in skipped if line.startswith("warning: "))):
+        print(process.printable(line), file=sys.stderr)
+    ends = "".join(f"; {line}" for line in skipped if not line.startswith("warning: "))
     unreadable = f"; {bad:,} cannot be read (column error), such as {reason}" if bad else ""
     print(process.printable(f"{done:,} image{'s' * (done != 1)}, {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s"
-                            f"{unreadable}"), file=sys.stderr, flush=True)
+                            f"{ends}{unreadable}"), file=sys.stderr, flush=True)
     return process.EXIT_BAD_INPUT if bad == done else 0
 
 

@@ -29,7 +29,7 @@ with process.imports("sweep.py"):
     from models.checkpoints import hub
     from models.checkpoints.first_look import SWEEP_FILE, is_sweep
     from models.checkpoints.published import published_name, published_names
-    from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview
+    from utils.config import FLAGS, ConfigError, Parser, check_published, machine_of, name_model, preview, warn_of_variables
     from utils.config import parse as parse_flags
     from utils.config.flags import FREE
     from utils.config.recipes import PAPER_RATES, rates_to_try
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     with process.program("sweep.py", signals=False) as program:
         if os.environ.pop("DRY_RUN", "") == "1":
             raise ConfigError("a sweep has no dry run. DRY_RUN=1 bash train.sh shows the command of one run")
+        warn_of_variables(os.environ, "sweep.sh", "train.sh")
         tried, values, flags = parse(argv)
         flags_of_run = name_model(flags_of_script(flags), hub)
         check_folder(flags_of_run)

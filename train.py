@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     with process.program("train.py", single_process=False) as program:    # signals, one-line errors, exit codes
+        if launch.only_checks() and not launch.in_sweep():
+            configuration.warn_of_variables(os.environ, "train.sh")
         flags = configuration.name_model(configuration.parse(argv), hub)
         if launch.one_node() and not launch.restarts():
             check(flags)                                         # what needs neither data nor PyTorch

@@ -3,7 +3,8 @@
 python visualize.py lists the pictures. Without --checkpoint it shows the embedded model of letters, on the embedded digits. The
 notebook uses the same functions: load and examples, and those of utils/report/views.py.
 
-Exit codes: 0 done; 2 bad input, reported in one line. A traceback is a bug of this program.
+Exit codes: 0 done (a warning names each image that cannot be read); 2 bad input, or no picture could be made. A traceback is a
+bug of this program.
 
 Imports are deferred to the functions that need them, so that a bad flag fails before PyTorch loads.
 """
@@ -50,12 +51,13 @@ PICTURES = {
     "confusion": ("confusion matrix and worst mistakes of a run", RUN, "data"),
 }
 COMMANDS = [(name, shows, f"{name} {example}") for name, (shows, example, *_) in PICTURES.items()]
+OF_RUNS = {"curves": "one run folder or several", "confusion": "one of your runs"}          # the embedded model has none
 # Flags of OF_OTHERS: those that describe the model, and those that say how it sees images.
 MODEL_OF_OTHERS = ("model_type", "img_size", "num_heads")
 VIEW_OF_OTHERS = ("classifier", "interpolation", "eval_crop", "mean", "std")
 MODEL = {"checkpoint": {"type": user_path, "metavar": "PATH", "help": "a run folder (its best.pt, or else its newest "
                         "checkpoint), a checkpoint file, any other file or folder of weights, or a published name (default: the "
-                        "embedded model)"}}
+                        "embedded model; confusion: none)"}}
 DATA = {"split": {"choices": ("train", "val", "test"), "help": "images of the run's data set to use (default: those that the run "
                   "was tested on)"},
         "images": {"type": positive_int, "metavar": "N", "help": "how many images of the split, evenly spaced (default: "
@@ -99,8 +101,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--split and --images choose from the run's data set, and --image names other images. Omit one")
     for path in getattr(options, "image", None) or ():
         check_image(path)
-    if picture == "curves" and not options.checkpoint:
-        raise ConfigError("--checkpoint is missing: curves needs one run folder or several, such as output/flowers")
+    if picture in OF_RUNS and not options.checkpoint:
+        raise ConfigError(f"--checkpoint is missing: {picture} needs {OF_RUNS[picture]}, such as output/flowers")
     if picture != "curves":
         options.model_type = check_opened(vars(options), hub, published_name, published_names(), "checkpoint",
                                           require_weights)
@@ -136,30 +138,32 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(describe_pictures(PURPOSE, "pictures", COMMANDS, "visualize.py"))
         return 0
-    skipped = []
     with process.program("visualize.py", signals=False) as program:
         options = parse(argv)
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # as train.py; before PyTorch is loaded
         from utils.report import plots
 
-        folder, drawings = draw(options, skipped)
+        folder, drawings = draw(options)
         process.collect_garbage()
         paths = plots.output_paths(options.output, folder, [name for name, _ in drawings])
         for path in paths:
             check_replaceable(path)
+        drawn = 0
         for path, (_, figure) in zip(paths, drawings):
-            with skip_unreadable(skipped):
-                drawn = figure()
+            with skip_unreadable() if len(drawings) > 1 else contextlib.nullcontext():
+                picture = figure()
                 with make_parents(path):
-                    plots.save(drawn, path)
+                    plots.save(picture, path)
                 print(f"wrote {path}", flush=True)
-        program.exit_code = max(skipped, default=0)
+                drawn += 1
+        if not drawn:
+            raise ConfigError("no picture could be made: the warnings above say why")
     return program.exit_code
 
 
 @contextlib.contextmanager
-def skip_unreadable(skipped: list[int]):
-    """Report an image that cannot be read, or whose name is too long, and continue; add its exit code to `skipped`."""
+def skip_unreadable():
+    """Print a warning about an image that cannot be read, or whose name is too long, and continue."""
     from utils.data.splits import ImageError
     from utils.files import StorageError
 
@@ -170,10 +174,10 @@ def skip_unreadable(skipped: list[int]):
         if isinstance(cause, OSError) and cause.errno != errno.ENAMETOOLONG:
             raise
         message, _ = process.classify_error(error)
-        skipped.append(process.report_error("visualize.py", message, process.EXIT_BAD_INPUT))
+        print(f"warning: {process.printable(message)}; skipped", file=sys.stderr, flush=True)
 
 
-def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tuple[str, Callable]]]:
+def draw(options: argparse.Namespace) -> tuple[Path, list[tuple[str, Callable]]]:
     """Return (the folder for the pictures if --output is not given, [(name of the file, a function that makes its figure)])."""
     from utils.report import views
 
@@ -194,7 +198,7 @@ def draw(options: argparse.Namespace, skipped: list[int]) -> tuple[Path, list[tu
     if verb == "distance":
         def readable():
             for example in found:
-                with skip_unreadable(skipped):
+                with skip_unreadable():
                     yield views.predict_with_attention(subject, example)
 
         return folder, [(verb, lambda: views.draw_distance(readable()))]

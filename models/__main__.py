@@ -74,7 +74,7 @@ def _of_name(what: str) -> list[str]:
     if known is None or not known.model:
         if known is None and name:
             raise WeightsError(f"{what}: a repository that MODEL_ZOO.md does not list, so nothing is known of it before it is "
-                               f"here.{did_you_mean(what)} To try it: PRETRAINED_DIR={what} bash train.sh")
+                               f"here.{did_you_mean(what)} To try it: {_command(what)}")
         raise WeightsError(f"{what}: no such file or folder, and no published name of a model here.{did_you_mean(what)} "
                            "MODEL_ZOO.md lists the names")
     license_text = license_of(what) or known.license or "not stated"
@@ -82,7 +82,12 @@ def _of_name(what: str) -> list[str]:
             f"{f'{known.classes} outputs' if known.classes else 'no head'}",
             f"model: {describe_row(known.model, {}, known.pixels)} (MODEL_TYPE={known.model})",
             f"licence: {license_text}", *_access(known),
-            f"to use it: PRETRAINED_DIR={what} bash train.sh"]
+            f"to use it: {_command(what)}"]
+
+
+def _command(what: str) -> str:
+    """Return the command that trains from the weights on photographs."""
+    return f"DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR={shlex.quote(what)} bash train.sh"
 
 
 def _access(known: PublishedFile) -> list[str]:
@@ -123,7 +128,7 @@ def _of_file(file: OpenedCheckpoint, what: str) -> list[str]:
     lines += [f"note: {note}" for note in described.notes]
     lines += [f"licence: {described.license}"] * bool(described.license)
     more = " --num_heads N" * needs_heads
-    return [*lines, f"to use it: PRETRAINED_DIR={shlex.quote(what)} bash train.sh{more}"]
+    return [*lines, f"to use it: {_command(what)}{more}"]
 
 
 def _of_row(row: object, size: int | tuple[int, int], needs_heads: bool = False) -> list[str]:

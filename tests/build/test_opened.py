@@ -14,9 +14,11 @@ from configs import MODELS, architecture
 from models import create_model, save_npz
 from utils import build
 from utils.build import open_model
+from utils.build import opened as opened_model
 from utils.build.opened import preferred_row
 from utils.config import ConfigError, before, choose, resolve
 from utils.data.reading import AS_STORED, FIND, Reading
+from utils.data.splits import ArrayImages, Splits
 
 
 def test_runs_files_and_the_embedded_model_are_opened(tmp_path):
@@ -178,3 +180,13 @@ def test_numbers_that_are_not_finite_are_named_first_and_each_message_has_the_fl
             build.build_model(resolve(flags, found.facts), found, None, ONE_RANK)
         with pytest.raises(ConfigError, match=f"^--teacher: .*{words if start != 'head.pth' else refused}"):
             open_model(tmp_path / start, flag="--teacher")
+
+
+@pytest.mark.parametrize(("own", "other"), [("val", "test"), ("test", "val")])
+def test_another_name_of_the_only_held_out_split_is_reported(own, other, monkeypatch, capsys):
+    held = ArrayImages(np.zeros((3, 2, 2)), [0, 1, 2])
+    monkeypatch.setattr(opened_model, "splits_of", lambda *_, **__: Splits(held, held, held, own, ("a", "b", "c")))
+    subject = open_model(None)
+    assert subject.split(own)[0] == subject.split()[0] == own and capsys.readouterr().err == ""
+    assert subject.split(other)[0] == own and subject.split("train")[0] == "train"
+    assert capsys.readouterr().err == f"note: this run's only held-out split is called {own}: --split {other} means it\n"

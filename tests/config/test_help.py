@@ -24,7 +24,7 @@ def test_help_has_groups_placeholders_and_lines_that_fit(columns, monkeypatch, c
     monkeypatch.setenv("COLUMNS", str(columns))
     text = printed_help(capsys)
     assert text.startswith("usage: train.py [FLAG ...]\n\nFine-tunes a Vision Transformer.")
-    assert text.index("DATASET=folder DATA_DIR=flowers") < text.index("--dataset")
+    assert text.index("DATASET=folder DATA_DIR=flowers VAL_FRACTION=0.2") < text.index("--dataset")
     assert f"  {launch.command('train.py')} --eval_only" in text
     titles = [line[:-1] for line in text.splitlines() if re.fullmatch("[a-z].*:", line)]
     assert titles == ["examples", "options", *dict.fromkeys(row.group for row in FLAGS.values())]

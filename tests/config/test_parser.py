@@ -89,6 +89,7 @@ def test_flags_that_mean_something_else_elsewhere_are_explained():
     assert text.startswith("--batch-size is the batch of each GPU elsewhere (timm") and "Here --train_batch_size" in text
     assert message(["-b=64"]).startswith("-b is the batch of each GPU")
     assert "divides --train_batch_size" in message(["--accum_iter", "4"]) and "--pretrained_dir" in message(["--pretrained"])
+    assert "is not needed" in message(["--sched-on-updates"]) and "--augmentation" in message(["--hflip", "0.5"])
     for name, (flag, why) in ELSEWHERE.items():
         assert flag in FLAGS and name not in FLAGS and name not in ALIASES, name
         assert message(["-" * min(2, len(name)) + name, "1"]).endswith(why)

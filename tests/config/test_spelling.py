@@ -2,11 +2,11 @@
 
 import pytest
 
-from configs import DATASETS, MODELS, RECIPES
+from configs import DATASETS, MODELS
 from models.checkpoints import hub
 from models.checkpoints.published import published_name, published_names, require_published
 from models.errors import ModelError
-from utils.config import ConfigError, check_published, did_you_mean, name_model, parse, unknown_model
+from utils.config import ConfigError, check_published, did_you_mean, name_model, parse, unknown_model, warn_of_variables
 from utils.config.spelling import suggest
 
 TYPED = {
@@ -27,7 +27,7 @@ TYPED = {
 def test_names_of_other_programs_are_recognized():
     """Only the one name that is meant is suggested."""
     for name, texts in TYPED.items():
-        known = next(names for names in (MODELS, DATASETS, RECIPES) if name in names)
+        known = next(names for names in (MODELS, DATASETS,) if name in names)
         for typed in texts.split():
             assert suggest(typed, known) == [name], typed
 
@@ -127,3 +127,40 @@ def test_an_own_folder_as_data_set_is_reported_with_the_flags_for_it(tmp_path, m
         assert str(caught.value) == f"--dataset cannot be {typed!r}. {words}"
     with pytest.raises(ConfigError, match=r"--dataset must be digits, .* or csv, got 'model'"):
         parse(["--dataset", "model"])
+
+
+# Names in the environments of shells, macOS, conda, CI, containers, Kubernetes, MPI, Slurm, PBS, LSF, and launchers of training.
+USUAL = """
+    HOME PATH PWD OLDPWD SHELL USER USERNAME LOGNAME NAME HOSTNAME HOST HOSTTYPE LANG LANGUAGE LC_ALL TERM
+    TERM_PROGRAM SHLVL EDITOR PAGER DISPLAY MAIL TMPDIR TEMP TMP TZ COLUMNS LINES SEEDS GPU OPTIONS OPTIND
+    NODES NODE NODE_ENV NODE_PATH NODE_OPTIONS NODE_TYPE NODE_NAME NPROCS NCPUS NUM_PROCS NUM_GPUS NGPUS MODEL
+    MODELS MODEL_NAME MODEL_PATH DATA DATASETS_PATH DATABASE DATABASE_URL DATADOG DATA_HOME DATA_PATH
+    XDG_DATA_DIRS XDG_DATA_HOME XDG_RUNTIME_DIR NAMESPACE RESUME RESULTS_DIR LEARNING
+    __CFBundleIdentifier COMMAND_MODE XPC_SERVICE_NAME SECURITYSESSIONID Apple_PubSub_Socket_Render
+    SSH_AUTH_SOCK CONDA_PREFIX CONDA_DEFAULT_ENV CONDA_EXE RECIPE_DIR VIRTUAL_ENV PYTHON2 PYTHON3
+    PYTHONPATH PYTHONHOME PIP_INDEX_URL VENV_DIR CI GITHUB_ACTIONS GITHUB_REF GITHUB_STEP_SUMMARY RUNNER_OS
+    BUILD_ID JOB_NAME JENKINS_URL GITLAB_CI CI_NODE_TOTAL CI_NODE_INDEX KUBERNETES_SERVICE_HOST
+    KUBERNETES_PORT MASTER_HOST MASTER_PORTS MASTER_PORT_80_TCP MASTER_SERVICE_PORT MASTER_SERVICE_HOST
+    MASTER_ADDRESS MASTERPORT DATASET_ID DATASET_URI DATASET_NAME DATA_DIRECTORY RANK LOCAL_RANK GROUP_RANK
+    ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE NODERANK NNODE PET_NNODES PET_NPROC_PER_NODE PET_MASTER_ADDR
+    PET_MAX_RESTARTS PET_NODE_RANK SLURM_JOB_ID SLURM_NNODES SLURM_NPROCS SLURM_NODEID SLURM_NTASKS
+    SLURM_STEP_NUM_NODES SLURM_GPUS SLURMD_NODENAME SLURM_GPUS_ON_NODE PBS_NUM_NODES PBS_NODEFILE PBS_NP
+    LSB_JOBID LSB_DJOB_NUMPROC OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_NODE_RANK PMI_RANK PMI_SIZE
+    MPI_LOCALRANKID OMP_NUM_THREADS MKL_NUM_THREADS CUDA_VISIBLE_DEVICES CUDA_HOME CUDA_DEVICE_ORDER
+    CUDA_CACHE_PATH NVIDIA_VISIBLE_DEVICES NCCL_DEBUG TORCH_HOME TORCH_LOGS HF_HOME HF_TOKEN WANDB_MODE
+    WANDB_PROJECT VIT_TYPED VIT_CALLED_FROM http_proxy https_proxy no_proxy LS_COLORS LESSOPEN LD_LIBRARY_PATH
+    LD_PRELOAD MANPATH WSLENV WSL_DISTRO_NAME BASH_FUNC_which%%
+"""
+
+
+def test_misspelt_variables_are_reported_and_no_others(capsys):
+    meant = {"PRECISON": "PRECISION", "VAL_FRACTON": "VAL_FRACTION", "DATADIR": "DATA_DIR", "IMAGE_SIZE": "IMG_SIZE",
+             "data_set": "DATASET", "NUMEPOCHS": "NUM_EPOCHS", "LEARNING_RATES": "LEARNING_RATE", "DRYRUN": "DRY_RUN",
+             "PRETRAIND_DIR": "PRETRAINED_DIR", "MODELTYPE": "MODEL_TYPE", "OPTIMISER": "OPTIMIZER"}
+    warn_of_variables([*USUAL.split(), "GPUS", "NPROC", "MASTER_PORT", "FP16_OPT_LEVEL", "DATA_DIR", *meant], "train.sh")
+    assert capsys.readouterr() == ("", "".join(
+        f"warning: {typed} is not a variable of train.sh. Did you mean {meant[typed]}?\n" for typed in sorted(meant)))
+    warn_of_variables(["LEARNING_RATES", "LEARNINGRATES", "PRECISON"], "sweep.sh", "train.sh")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: LEARNINGRATES is not a variable of sweep.sh. Did you mean LEARNING_RATES?",
+        "warning: PRECISON is not a variable of sweep.sh. Did you mean PRECISION?"]

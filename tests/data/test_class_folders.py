@@ -69,7 +69,7 @@ def test_linked_folders_are_read_once(tmp_path):
 
 BAD_TREES = {
     "no such folder": ({}, ["no such folder: {root}"]),
-    "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "--val_fraction 0.1"]),
+    "no val": ({"train/ant": 1}, ["{root} contains train/ (1 folder) but no val/", "Add VAL_FRACTION=0.2 (--val_fraction 0.2)"]),
     "no classes": ({"train": 0, "val": 0}, [
         "{root}/train is empty (except for hidden files). It must contain one folder per class"]),
     "one class": ({"train/ant": 2, "val/ant": 1}, ["only one class, ant", "nothing to learn"]),
@@ -81,7 +81,7 @@ BAD_TREES = {
     "renamed class": ({"train/ant": 1, "train/bee": 1, "val/aunt": 1}, ["different classes (only in val: aunt)"]),
     "other case": ({"train/ant": 1, "train/bee": 1, "val/Ant": 1}, ["different classes (only in val: Ant (similar: ant))"]),
     "many classes": ({f"val/c{n}": 1 for n in range(8)} | {"train/ant": 1}, ["c0, c1, c2, c3, c4 and 3 more"]),
-    "one tree": ({"ant": 2, "bee": 2}, ["2 folders but no train/ and val/", "--test_fraction 0.2"]),
+    "one tree": ({"ant": 2, "bee": 2}, ["2 folders but no train/ and val/", "add VAL_FRACTION=0.2", "--test_fraction 0.2"]),
     "single folder": ({"ant": 2}, ["{root} contains one folder (ant) but no train/ and val/. Set --data_dir to the folder that"]),
     "only hidden files": ({".hidden": 1}, ["{root} is empty (except for hidden files). Set --data_dir to the folder that"]),
     "hidden files in train": ({"train/.hidden": 1, "val/ant": 1}, ["{root}/train is empty (except for hidden files). It must"]),

@@ -113,7 +113,7 @@ def test_unclear_or_missing_lists_are_reported(tmp_path, names, words):
 @pytest.mark.parametrize("name", ["train", "legend", "val"])
 def test_single_list_needs_a_fraction(tmp_path, name):
     root = csv_files(tmp_path, **{name: "a.png,x\nb.png,y\nc.png,x\nd.png,y\ne.png,x\nf.png,y"})
-    with pytest.raises(DataError, match=rf"contains {name}\.csv \(6 labeled images\), but nothing .*--val_fraction 0\.1.*--test"):
+    with pytest.raises(DataError, match=rf"contains {name}\.csv \(6 labeled images\), but nothing .*VAL_FRACTION=0\.2 .*--test"):
         open_splits("csv", root)
     held = open_splits("csv", root, val_fraction=0.34)
     assert (len(held.train), len(held.val), held.val_name) == (4, 2, "val") and held.test is held.val
@@ -165,7 +165,7 @@ def test_choosing_on_test_rows_is_reported(tmp_path):
 
 def test_split_column_with_one_part_or_next_to_another_list(tmp_path):
     root = csv_files(tmp_path, train="path,label,split\n" + "".join(f"{name}.png,{name > 'c'},train\n" for name in "abcdef"))
-    with pytest.raises(DataError, match=r"train\.csv \(6 lab.*--val_fraction 0\.1.*split by column split: 6 rows for train"):
+    with pytest.raises(DataError, match=r"train\.csv \(6 lab.*VAL_FRACTION=0\.2 .*split by column split: 6 rows for train"):
         open_splits("csv", root)
     assert len(open_splits("csv", root, val_fraction=0.34).val) == 2
     csv_files(tmp_path, train="path,label,split\na.png,x,train\nb.png,y,val\n", val="path,label,split\nc.png,x,val\n")

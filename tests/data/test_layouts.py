@@ -83,7 +83,7 @@ def test_tiny_imagenet_is_recognized():
 
 
 def test_single_train_folder_needs_a_fraction():
-    with pytest.raises(DataError, match=r"contains train/ \(2 folders\) but no val/ or test/.*--val_fraction 0.1.*--test_frac"):
+    with pytest.raises(DataError, match=r"contains train/ \(2 folders\) but no val/ or test/.*VAL_FRACTION=0.2 \(--val_.*--test"):
         found(below("train"))
     for options in ({"val_fraction": 0.1}, {"test_fraction": 0.2}):
         folders, layout = found(below("train"), **options)
@@ -104,7 +104,7 @@ def test_evaluation_needs_no_training_folder():
 
 def test_fraction_divides_a_tree_without_splits():
     tree = "cat/1.jpg dog/1.jpg fish/deep/1.jpg fish/deeper/2.jpg"
-    with pytest.raises(DataError, match=r"contains 3 folders but no train/ and val/ \(cat, dog, fish\).*--test_fraction 0.2"):
+    with pytest.raises(DataError, match=r"contains 3 folders but no train/.*\(cat, dog, fish\).*VAL_FRACTION=0.2.*--test_f"):
         found(tree)
     for options in ({"test_fraction": 0.2}, {"val_fraction": 0.2}):
         folders, layout = found(tree, **options)

@@ -119,7 +119,7 @@ def test_image_that_fails_in_the_transform_is_replaced():
     assert batch.bad == ((3, "cut off"),)
     place = [key.index for key in batch.keys].index(3)
     assert torch.equal(batch.images[place], v2.functional.pil_to_tensor(split[4][0]))
-    with pytest.raises(ImageError, match="cut off"):
+    with pytest.raises(ImageError, match=r"cut off; dataset.py check lists all such images, --bad_images skip"):
         list(data.train_loader(split, order, **options))
 
 

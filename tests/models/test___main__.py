@@ -48,7 +48,7 @@ def test_a_folder_of_timm(tmp_path, capsys):
     assert "sizes: width 32, MLP 128, 2 heads, 1 block, patches of 14 px, images of 28 x 28 px in 3 channels\n" in out
     assert "images: mean 0.1 0.2 0.3, std 1 1 1; evaluated bicubic, the middle 90 % of the shorter side\n" in out
     assert "head: 3 outputs (ant, bee, cat), which reads the cls token\nlicence: cc-by-nc-4.0\n" in out
-    assert out.endswith(f"to use it: PRETRAINED_DIR={tmp_path / 'x'} bash train.sh\n")
+    assert out.endswith(f"to use it: DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR={tmp_path / 'x'} bash train.sh\n")
 
 
 def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_a_run_and_a_file_that_lacks_its_heads(tmp_path, capsys):
     torch.save(random_model(architecture(4, 40, 80, 2, 1, img_size=8), 3).state_dict(), tmp_path / "an x.pth")
     out = printed(capsys, tmp_path / "an x.pth")[1]
     assert "number of heads unknown" in out
-    assert out.endswith(f"use it: PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
+    assert out.endswith(f"DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR='{tmp_path / 'an x.pth'}' bash train.sh --num_heads N\n")
     assert ", from the model's row: the file does not say" in out and "head: 3 outputs, without names" in out
 
 
@@ -80,7 +80,7 @@ def test_a_published_name_is_not_downloaded(capsys, monkeypatch):
     ("facebook/dinov2-smal", "Did you mean facebook/dinov2-small"), ("facebook/dinov3-vits16", "a repository that MODEL_ZOO.md"),
     ("google/siglip2-base", "Did you mean google/siglip2-base-patch16-224"),
     ("swin_tiny_patch4_window7_224", "MODEL_ZOO.md lists"),
-    ("hf-hub:me/model", "To try it: PRETRAINED_DIR=hf-hub:me/model bash train.sh")])
+    ("hf-hub:me/model", "To try it: DATASET=folder DATA_DIR=PHOTOS PRETRAINED_DIR=hf-hub:me/model bash train.sh")])
 def test_a_name_that_is_almost_right_or_unlisted(capsys, typed, words):
     code, out, err = printed(capsys, typed)
     assert (code, out, err.count("\n")) == (2, "", 1) and words in err and "configs.py" not in err, err

@@ -54,6 +54,16 @@ def test_paths_of_a_list_are_relative_to_the_working_folder_or_the_list():
         assert words in error_of(DataError, found, "lists/all.txt")
 
 
+def test_a_list_of_which_no_path_exists_is_remarked_on():
+    """It may be something else than a list."""
+    write("lists/in.png")
+    note = "note: lists/a.txt is read as a list of 2 paths, one a line, and no such files exist"
+    for text, line in (("Buy milk.\n\nCall Bob.\n", note), ("milk\nin.png\n", None), ("in.png\nmilk", None), ("\n", None)):
+        Path("lists/a.txt").write_text(text)
+        list(open_sources(["lists/a.txt", "lists"], remarks=(remarks := sources.Remarks())))
+        assert remarks.lists == [line] * bool(line) and remarks.skipped == ["skipped, not images by their extension: 1 .txt"]
+
+
 def test_standard_input_is_read_line_by_line(monkeypatch):
     class Endless(io.RawIOBase):
         def __iter__(self):

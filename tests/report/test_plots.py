@@ -175,6 +175,7 @@ def test_the_legend_of_many_runs_hides_no_curve_and_fits():
 def test_a_title_has_no_lone_last_word():
     assert plots.balanced("one two three four", 15) == ["one two", "three four"]
     assert plots.balanced("", 9) == [""] and plots.balanced("short", 9) == ["short"]
+    assert plots.balanced("a b /c/defghijkl", 14) == ["a b", "/c/defghijkl"], "a path is not divided where it fits"
     assert plots.balanced("a" * 25, 10) == ["aaaaaaaaa", "aaaaaaaaa", "aaaaaaa"]
 
 

@@ -152,3 +152,9 @@ def test_file_without_a_head_has_no_prediction():
     assert view.caption == "(no head: no prediction)"
     with pytest.raises(views.ViewError, match="has no head, so no class has a gradient"):
         views.draw_gradient_rollout(view)
+
+
+def test_a_confusion_matrix_of_other_classes_is_refused():
+    subject = SimpleNamespace(classes=("ant", "bee"), title="a run")
+    with pytest.raises(views.ViewError, match=r"has 2 classes \(ant, bee\), the data have 1 \(cat\): not the same task"):
+        views.draw_confusion(subject, [], "val", ("cat",))

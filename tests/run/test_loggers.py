@@ -150,8 +150,10 @@ def test_a_bar_is_shown_on_a_terminal(tmp_path, capsys, monkeypatch):
     logger.log_step(step_metrics(4, skipped=True, scale=8.0))
     logger.log_evaluation(4, "val", eval_metrics())
     logger.log_step(step_metrics(5, loss=0.125))
-    logger.close()
+    logger.end_progress()
     printed, bar = capsys.readouterr()
+    assert bar.endswith("\n")                        # the last line of a stopped run has a line of its own
+    logger.close()
     assert "val accuracy 75.00%" in printed and "(loss scale 8)" in printed and "a warning\n" in printed
     assert "5/5" in bar and "loss 0.1250" in bar and "100 images/s" in bar and "3/5" in bar
 

@@ -51,9 +51,11 @@ SIZE, CLASSES, LEAST, SOME, MANY = 224, 100, 8, 32, 512
 
 
 def default_model(device: str, gib: int) -> str:
-    """Return the model that `auto` chooses on such a machine; on a CPU with few cores."""
-    return next(row["model"] for row in reversed(MODEL_OF_MACHINE) if row["device"] == device and not row["memory"]) if (
-        device == "cpu") else next(row["model"] for row in MODEL_OF_MACHINE if row["device"] == device and gib >= row["memory"])
+    """Return the model that `auto` chooses on such a machine. Where that depends on the number of cores, all of them."""
+    rows = [row for row in reversed(MODEL_OF_MACHINE) if row["device"] == device and gib >= row["memory"]]
+    if device != "cpu":
+        return f"`{rows[-1]['model']}`"
+    return ", ".join(f"`{row['model']}`" + f" (from {row['cores']} cores on)" * (row["cores"] > 0) for row in rows)
 
 
 def images(model: str, device: str, gib: int, precision: str, size: int) -> str:
@@ -71,7 +73,7 @@ def which_model() -> str:
     lines = ["| model, image size | parameters | " + " | ".join(heading for heading, *_ in MACHINES) + " |",
              "|---|---:|" + "---:|" * len(MACHINES)]
     lines.append("| **start with** (what `auto` chooses) | | " + " | ".join(
-        f"`{default_model(device, gib)}`" for _, device, gib, _ in MACHINES) + " |")
+        default_model(device, gib) for _, device, gib, _ in MACHINES) + " |")
     for model in COMPARED:
         for size in (SIZE, *[518] * (model == "DINOv2-B_14-reg")):
             cells = [images(model, device, gib, precision, size) for _, device, gib, precision in MACHINES]

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from PIL import Image
 from runs import make_tree
 
 import configs
-from models import list_models
+from models import list_models, load_model
 from models.checkpoints import hub
 from models.checkpoints.published import META_FILES, PUBLISHED, published_name, published_url
 from utils import process
 from utils.build.opened import EMBEDDED_MODEL
 from utils.config import FLAGS, Facts, parse, preview, resolve
 from utils.config.spelling import ELSEWHERE, name_model
+from utils.data.transforms import eval_transform, normalize
 from utils.report import plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,7 @@ def test_every_other_command_starts_something_that_exists():
             assert words[0] in ("export", "source", "tensorboard"), command
 
 
+EXPORT_EXAMPLES = re.findall(r"```python\n(.*?)```", documents.pages()["docs/export.md"], re.DOTALL)
 STORY = documents.block_commands(README.partition("## Your own photographs")[2].partition("\n## ")[0])
 TINY = ["--model_type", "ViT-Nano_2", "--pretrained_dir", str(ROOT / "assets/ViT-Nano_2-letters.npz"), "--num_steps", "2",
         "--eval_every", "2", "--device", "cpu"]
@@ -154,11 +157,60 @@ def test_the_python_examples_run(story, monkeypatch, capsys):
     monkeypatch.chdir(story)
     monkeypatch.syspath_prepend(ROOT)
     blocks, result = re.findall(r"```python\n(.*?)```", documents.pages()["docs/python.md"], re.DOTALL), {}
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, result)
     assert result["logits"].shape == (1, 10) and not torch.equal(result["maps"][-1], result["edited_maps"][-1])
+    assert result["tokens"].shape == (1, 17, 64) and torch.equal(result["features"], result["tokens"][:, 0])
     assert "pos_embed resized 4x4 -> 4x8" in capsys.readouterr().out and result["answer"].label in ("ant", "bee")
+
+
+@pytest.mark.parametrize(("crop", "interpolation"), [(0, "bilinear"), (0.875, "bicubic"), (0.9, "bilinear"), (1, "bicubic")])
+def test_the_onnx_example_sees_images_as_the_run_does(crop, interpolation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((45, 31), 90).convert("RGB").resize((61, 44)).save("photo.jpg", quality=95)
+    mean, std, seen = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {}
+    notes = {"classes": '["ant", "bee"]', "preprocessing": json.dumps(
+        {"size": [24, 20], "interpolation": interpolation, "eval_crop": crop, "mean": mean, "std": std})}
+
+    class Session:
+        def __init__(self, path):
+            assert path == "flowers.onnx"
+
+        def get_modelmeta(self):
+            return types.SimpleNamespace(custom_metadata_map=notes)
+
+        def run(self, outputs, inputs):
+            seen.update(inputs)
+            return [torch.tensor([[0.0, 1.0]])]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    exec(next(block for block in EXPORT_EXAMPLES if "onnxruntime" in block), {})
+    image = eval_transform((24, 20), interpolation=interpolation, crop=crop)(Image.open("photo.jpg"))
+    expected = normalize(image[None], mean, std).numpy()
+    assert seen["images"].dtype == expected.dtype and seen["images"].shape == (1, 3, 24, 20)
+    assert abs(seen["images"] - expected).max() < 1e-5
+
+
+@pytest.mark.reference
+def test_the_examples_of_exports_run(story, monkeypatch, capsys):
+    """They copy and paste: each has its imports, and all give the same class."""
+    for module in ("timm", "transformers", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(story)
+    shutil.copy("new-photos/1.jpg", "photo.jpg")
+    for form, output in (("folder", "flowers-model"), ("onnx", "flowers.onnx"), ("torch", "flowers.pt2")):
+        assert importlib.import_module("export").main(["output/first", "--to", form, "--output", output]) == 0
+    assert len(EXPORT_EXAMPLES) == 4
+    expected = load_model("output/first").predict("photo.jpg")
+    capsys.readouterr()
+    for block in EXPORT_EXAMPLES[:3]:
+        exec(block, result := {})
+        assert expected.label in capsys.readouterr().out.splitlines()[-1], block
+    exec(EXPORT_EXAMPLES[3], {"images": result["images"]})            # it continues the block before it
+    assert capsys.readouterr().out == f"{expected.label}\n"
+    probabilities = torch.tensor(result["logits"]).softmax(dim=-1)
+    assert probabilities.max().item() == pytest.approx(expected.probability, abs=0.01)
 
 
 def test_models_are_imported_from_another_folder(tmp_path):
@@ -195,7 +247,7 @@ def test_pages_named_in_the_code_exist():
 
 def test_pages_stay_short():
     sizes = {name: len(text.encode()) for name, text in documents.pages().items()}
-    assert sizes["README.md"] < 9_000 and sizes["CONTRIBUTING.md"] < 6_000
+    assert sizes["README.md"] < 9_000 and sizes["CONTRIBUTING.md"] < 7_000
     assert not {name for name in sizes if name.startswith("docs/") and sizes[name] > 12_000}
 
 
@@ -216,6 +268,19 @@ def test_the_readme_lists_the_models_that_auto_chooses():
         for row in configs.MODEL_OF_MACHINE:
             if row["device"] == device and row["memory"] and row["cores"]:
                 assert f"{row['memory']} GiB" in section
+    start = next(line for line in ZOO.splitlines() if line.startswith("| **start with**"))
+    for row in configs.MODEL_OF_MACHINE:                     # every machine of the README is in the other page, too
+        assert f"`{row['model']}`" + f" (from {row['cores']} cores on)" * (row["cores"] > 1) in start
+
+
+def test_names_in_the_table_of_changes_are_in_its_files():
+    section = CONTRIBUTING.split("## Where do I change X?")[1].split("\n## ")[0]
+    for spans in (re.findall(r"`([^`]+)`", line) for line in section.splitlines()):
+        code = "".join((ROOT / span).read_text() for span in spans if (ROOT / span).is_file())
+        names = {span for span in spans if re.fullmatch(r"[A-Za-z_]+", span) and not (ROOT / span).exists()}
+        assert all(name in code for name in names - {"PROGRAMS", "conversions"}), spans          # of files in a folder
+    for subject in ("augmentation", "loss", "class weights", "learning-rate schedule", "the head", "images for a step", "log to"):
+        assert subject in section, subject
 
 
 def test_the_table_of_variables_is_complete_and_its_defaults_are_true():

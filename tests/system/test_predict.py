@@ -134,14 +134,18 @@ def test_every_source_gives_the_same_rows(run, monkeypatch):
     write_checkpoint(Path("r/best.pt"))
     photographs(Path("p"))
     Path("p/4.jpg").write_bytes(b"no image")
+    for other in ("p/notes.txt", "p/a.avif", "p/.hidden"):
+        Path(other).touch()
     code, rows, printed = run("r", "p")
     assert code == 0 and list(rows[0]) == ["path", "label", "probability", "top2", "probability2", "error"]
     assert [row["path"] for row in rows] == [f"p/{number}.jpg" for number in range(7)]
     assert list(rows[4].values())[1:5] == [""] * 4 and rows[4]["error"].startswith("cannot be read as an image (none of")
     assert all(row["error"] == "" and 0 < float(row["probability2"]) <= float(row["probability"]) and len(row["probability"]) == 8
                for row in rows if row is not rows[4])
-    last = printed.splitlines()[-1]
-    assert last.startswith("7 images, ") and " images/s; 1 cannot be read (column error), such as p/4.jpg: cannot be" in last
+    warning, last = printed.splitlines()[-2:]
+    assert last.startswith("7 images, ") and (" images/s; skipped, not images by their extension: 1 .txt; 1 cannot be read "
+                                              "(column error), such as p/4.jpg: cannot be") in last
+    assert warning.startswith("warning: skipped because of their extension: 1 .avif (supported: .jpg, ")
     assert printed.startswith("model: ViT (width 16, 1 block, patch 2) on digits, run r, step 0; fp32, 1 process\n")
     names = [f"p/{number}.jpg" for number in range(7)]
     Path("all.txt").write_text("\n".join(names))
@@ -271,6 +275,7 @@ def test_bad_input_is_reported_in_one_line_and_leaves_no_files(run, monkeypatch)
         assert code == 2 and words in printed, (argv, printed)
         assert words == "2 images, " or (printed.count("\n") == 1 and printed.startswith("predict.py: error: ") and not rows)
     assert "2 cannot be read (column error), such as a.jpg: " in printed
+    assert "\nnote: gone.txt is read as a list of 2 paths, one a line, and no such files exist\n" in printed
     monkeypatch.setenv("NPROC", "two")
     assert run("r", "p")[2] == "predict.py: error: NPROC must be a whole number, 1 or more, got 'two'\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]

@@ -74,7 +74,7 @@ class Opened:
         """-> (the split's name, its images, the names of their classes) of the data set of its run.
 
         name: train, val or test; None: what the run was tested on. Where one split is both val and test, either name gives it,
-        under the name that the data have for it. Raises ConfigError or DataError.
+        under the name that the data have for it, and a note says so. Raises ConfigError or DataError.
         """
         run = self.settings
         rule = ClassRule(run["class_order"], tuple(self.classes) if self.path else (), partly=True)
@@ -82,9 +82,11 @@ class Opened:
         no_test = splits.val is splits.test and not (splits.val_is_test and len(splits.train))
         if no_test and name == "test":
             raise ConfigError("--split test: the run's data have no test set, and best.pt was chosen on val: --split val")
-        name = name or ("val" if no_test or run["test"] == "never" else "test")
+        asked, name = name, name or ("val" if no_test or run["test"] == "never" else "test")
         if name != "train" and splits.val is splits.test:
             name = splits.val_name                  # the only held-out split, which older runs called "test" in any case
+        if asked not in (None, name):
+            print(f"note: this run's only held-out split is called {name}: --split {asked} means it", file=sys.stderr)
         images = {"train": splits.train, "val": splits.val, "test": splits.test}[name]
         if not len(images):
             raise ConfigError(f"--split {name}: the run's data have no {name} images now")

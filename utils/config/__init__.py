@@ -22,6 +22,6 @@ from .resolve import (
     resolve,
 )
 from .resume import changes, lacking_settings
-from .spelling import check_opened, check_published, did_you_mean, model_named, name_model, unknown_model
+from .spelling import check_opened, check_published, did_you_mean, model_named, name_model, unknown_model, warn_of_variables
 from .types import ConfigError
 from .view import describe_view, view_notes

@@ -93,8 +93,8 @@ FLAGS: dict[str, Flag] = _group(
          "embedded digits)", stored=True, aliases=("data_set", "dataset_name")),
     Flag("data_dir", user_path, "data", "folder of the data set; a published one is downloaded to it", FREE, hidden=False,
          metavar="DIR",
-         requires=(lambda config: config["dataset"] != "digits", "another --dataset than the embedded digits "
-                   "(--dataset folder, DATASET=folder, for images of your own)"), aliases=("data_path",)),
+         requires=(lambda config: config["dataset"] != "digits", "--dataset folder (DATASET=folder), for images of "
+                   "your own, or another --dataset than the embedded digits"), aliases=("data_path",)),
     Flag("val_fraction", fraction, 0.0, "fraction of each class of the training images that is held out to choose the best "
          "checkpoint on, so that the test set stays untouched", hidden=True),
     Flag("test_fraction", fraction, 0.0, "fraction of each class of all images that becomes a new test set; 0: the published "

@@ -24,7 +24,8 @@ Examples = Iterable[tuple[str, str]]                   # (command, what it does)
 TRAIN = ("Fine-tunes a Vision Transformer. bash train.sh starts it on every GPU; train.py runs it in one process. A flag "
          "that is not given has the value of the recipe, or its default. MODEL_ZOO.md lists models, docs/ explains the rest.")
 TRAIN_EXAMPLES = (
-    ("DATASET=folder DATA_DIR=flowers train.sh", "trains on the photographs in flowers, which has a folder for each class"),
+    ("DATASET=folder DATA_DIR=flowers VAL_FRACTION=0.2 train.sh",
+     "trains on the photographs in flowers, which has a folder for each class; a fifth is held out to measure on"),
     ("DATASET=cifar100 MODEL_TYPE=ViT-B_16 train.sh --learning_rate 0.01", "the paper's recipe on a published data set"),
     ("train.py --eval_only --resume_path output/flowers", "evaluates a run"))
 

@@ -7,10 +7,12 @@ import functools
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
 
 from configs import MODELS, unbuilt
+from utils import launch
 from utils.files import where_looked
 
 from .flags import FLAGS
@@ -38,6 +40,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "bf16": ("precision", "is --precision bf16 here"),
     "scale": ("crop_scale", "has two numbers in timm, 0.08 1. Here it is --crop_scale 0.08"),
     "gpus": ("device", "is the variable GPUS of train.sh here: GPUS=0,1 bash train.sh"),
+    "hflip": ("augmentation", "is part of --augmentation here: crop_flip and pad_flip mirror half of the images"),
+    "sched_on_updates": ("decay_type", "is not needed: the learning rate changes at every step. Omit it"),
     "num_classes": _CLASSES, "nb_classes": _CLASSES, "pretrained": _PUBLISHED}
 ALIASES: dict[str, str] = {alias: row.name for row in FLAGS.values() for alias in row.aliases}
 
@@ -47,8 +51,13 @@ PARTS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "re
 NOISE = {"patch", "google", "facebook", "timm", "augreg", "in", "ft", "k", "1", "21", "192", "224", "384", "448", "2012"}
 LISTS = (".csv", ".tsv")
 ALIKE, RELATED = 0.7, 0.55            # of letters, of parts: from here on, a name is suggested
+LIKE_VARIABLE, SHORTEST = 0.85, 6     # the same for names of variables with so many letters; shorter ones are not guessed
 MISSPELT = 0.95                       # of the letters of a name, in their order
 MAX_SHOWN = 3
+VARIABLE = re.compile(r"^([A-Z][A-Z0-9_]+)=\$\{\1:-", re.MULTILINE)                # NAME=${NAME:-...} of a script
+OF_ALL_SCRIPTS = ("DRY_RUN", "LOCKED", "PYTHON", "VENV")
+# Job systems and shells have variables with names like these.
+NOT_GUESSED = ("LOCKED", "PYTHON", "VENV", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def respell(words: Iterable[str], options: Collection[str]) -> list[str]:
@@ -166,6 +175,25 @@ def suggest(typed: str, known: Iterable[str]) -> list[str]:
     alike = {name: _likeness(_letters(typed), _letters(name)) for name in known}
     found = sorted((name for name in known if alike[name] >= ALIKE), key=lambda name: -alike[name])
     return [name for name in found if alike[name] > alike[found[0]] - 0.1]
+
+
+def warn_of_variables(environment: Iterable[str], *scripts: str) -> None:
+    """Print, on standard error, a warning for each name in the environment that is almost a variable of the scripts, but is not
+    one. scripts: such as "sweep.sh", which the warning names, and "train.sh", which it starts.
+    """
+    texts = [(launch.ROOT / script).read_text(encoding="utf-8") for script in scripts]
+    known = dict.fromkeys([*OF_ALL_SCRIPTS, *(name for text in texts for name in VARIABLE.findall(text))])
+    for typed in sorted(set(environment) - set(known)):
+        if name := next(filter(functools.partial(_like_variable, typed), known), ""):
+            print(f"warning: {typed} is not a variable of {scripts[0]}.{_ask([name])}", file=sys.stderr)
+
+
+def _like_variable(typed: str, name: str) -> bool:
+    """Whether `typed` is the name but for underscores, capitals and one or two letters: rather no than a false alarm."""
+    a, b = _letters(typed), _letters(name)
+    if name in NOT_GUESSED or len(b) < SHORTEST or a[:1] != b[:1] or typed.startswith(f"{name}_"):
+        return False
+    return difflib.SequenceMatcher(None, a, b).ratio() >= LIKE_VARIABLE
 
 
 def _letters(text: str) -> str:

@@ -215,15 +215,20 @@ def _skipped_files(scan: Scan) -> Iterator[str]:
     """Yield notes on what the folders contain besides images; files by extension, the most frequent first."""
     if scan.systems:
         yield f"skipped: {', '.join(f'{name}/' for name in sorted(scan.systems))} (made by operating systems)"
-    pictures = {ending: count for ending, count in scan.others.items() if ending in OTHER_PICTURES or not ending}
+    yield from describe_skipped(scan.others, scan.endings)
+
+
+def describe_skipped(others: Counter, supported: Sequence[str]) -> Iterator[str]:
+    """Yield notes on files that are not images by their extension. others: the number of files by lower-case extension."""
+    pictures = {ending: count for ending, count in others.items() if ending in OTHER_PICTURES or not ending}
     for found, begin in ((pictures, "warning: skipped because of their extension: "),
-                         (scan.others - Counter(pictures), "skipped, not images by their extension: ")):
+                         (others - Counter(pictures), "skipped, not images by their extension: ")):
         endings = sorted(found, key=lambda ending: (-found[ending], ending))
         counts = [f"{found[ending]:,} {shown(ending)[:20] or 'without one'}" for ending in endings[:SHOWN_ENDINGS]]
         if len(endings) > SHOWN_ENDINGS:
             counts.append(f"{sum(found[ending] for ending in endings[SHOWN_ENDINGS:]):,} with other extensions")
         if counts:
-            yield begin + ", ".join(counts) + (f" (supported: {', '.join(scan.endings)})" if found is pictures else "")
+            yield begin + ", ".join(counts) + (f" (supported: {', '.join(supported)})" if found is pictures else "")
 
 
 # ------------------------------------------------------------------------------------------------------ the file system

@@ -12,7 +12,7 @@ from .classes import INTEGER, Classes
 from .csv_columns import PARTS, Columns, find_columns, is_plain_header, parts_of, with_header
 from .csv_tables import SEPARATORS, SHAPE, Table, read_table
 from .image_files import FileImages, describe_broken_links, entries, shown, splits_in_files
-from .layouts import BY_DEFAULT, HELD_OUT, TRAIN, Request, chosen_on_test
+from .layouts import BY_DEFAULT, HELD_OUT, HOLD_OUT, TRAIN, Request, chosen_on_test
 from .listed_files import IS_URL, FileFinder, is_absolute, is_url
 from .overlap import shared_images
 from .splits import DataError, Splits, abbreviate
@@ -83,8 +83,7 @@ def csv_lists(data_dir: str, request: Request = BY_DEFAULT) -> Splits:
 def _nothing_held_out(train: _List, data_dir: str, notes: list[str]) -> str:
     seen = "".join(f"; {note}" for note in notes)
     return (f"{data_dir} contains {train.table.file.name} ({len(train.rows):,} labeled images), but nothing to validate or test "
-            "on. Add --val_fraction 0.1 (VAL_FRACTION=0.1) to hold out a tenth for choosing the best checkpoint, or "
-            f"--test_fraction 0.2 to draw a test set; or add a val.csv{seen}")
+            f"on. Add {HOLD_OUT}; or add a val.csv{seen}")
 
 
 def _check_for_classes(own: _List) -> list[str]:
@@ -125,7 +124,7 @@ def lists_in(data_dir: str, need: str = TRAIN) -> dict[str, Path]:
                         f"{abbreviate(deeper)}. Set --data_dir {Path(min(deeper)).parent}, or move the list to {data_dir}")
     there = abbreviate(path.name + "/" * path.is_dir() for path in _entries(root))
     raise DataError(f"{data_dir} contains no csv file{there and f', only {there}'}. It must contain train.csv and val.csv, or "
-                    f"one list together with --val_fraction 0.1. {SHAPE}")
+                    f"one list together with VAL_FRACTION=0.2 (--val_fraction 0.2). {SHAPE}")
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
 from .image_files import existing_images, shown
-from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, TRAIN, Request
+from .layouts import ANYTHING, BY_DEFAULT, HELD_OUT, HOLD_OUT, TRAIN, Request
 from .reading import FIND, Reading
 from .splits import ArrayImages, DataError, Splits, Strata, abbreviate, by_class, check, draw_test, hold_out
 from .survey import read_as
@@ -254,8 +254,7 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
     splits = splits.replace(*overlap.drawn_from_trained(splits, unclear))
     if not len(splits.test) and need != ANYTHING:
         seen = f" of its {len(splits.train):,} images ({'; '.join(splits.notes)})" if splits.notes else ""
-        raise DataError(f"{location}: nothing is held out{seen}. --val_fraction 0.1 holds out a share of train to choose on, "
-                        "--test_fraction 0.2 draws a test set")
+        raise DataError(f"{location}: nothing is held out{seen}. Add {HOLD_OUT}")
     check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
     return splits.replace(*without_images(splits, need))
 

@@ -27,6 +27,8 @@ MAX_DEPTH = 8                       # the same, where only a message names them
 NOTHING = "is empty (except for hidden files)"
 TINY_IMAGENET_LIST = "val_annotations.txt"
 TRAIN, HELD_OUT, ANYTHING = "train", "held out", "anything"
+HOLD_OUT = ("VAL_FRACTION=0.2 (--val_fraction 0.2) to hold out a fifth of the images to measure on, or --test_fraction 0.2 to "
+            "draw a test set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +215,7 @@ def _check_parts(place: Path, folders: dict[str, Path], listing: List, request: 
         raise DataError(f"{located(place)} contains {shown} but no train/ to train on{others}. To evaluate a model on it, add "
                         "--eval_only; to train, set --data_dir to the folder that contains train/ and val/")
     if len(folders) == 1 and not request.draws:
-        raise DataError(f"{located(place)} contains {shown} but no val/ or test/ with class folders{others}. Add --val_fraction "
-                        "0.1 (VAL_FRACTION=0.1) to hold out a tenth of train for choosing the best checkpoint, or "
-                        "--test_fraction 0.2 to draw a test set")
+        raise DataError(f"{located(place)} contains {shown} but no val/ or test/ with class folders{others}. Add {HOLD_OUT}")
 
 
 def _describe_folders(root: Path, folders: dict[str, Path], request: Request) -> list[str]:
@@ -260,8 +260,7 @@ def _without_splits(root: Path, place: Path, listing: List, request: Request) ->
             raise DataError(f"{located(place)} contains one folder ({here.folders[0]}) but no train/ and val/. Set --data_dir to "
                             "the folder that contains them, with one folder per class")
         raise DataError(f"{located(place)} contains {_count(here.folders, 'folder')} but no train/ and val/ "
-                        f"({abbreviate(here.folders)}). If the folders are classes, add --test_fraction 0.2 to draw a test set "
-                        "from them, or --val_fraction 0.1 to draw images for choosing the best checkpoint. Otherwise set "
+                        f"({abbreviate(here.folders)}). If the folders are classes, add {HOLD_OUT}. Otherwise set "
                         "--data_dir to the folder that contains train/ and val/")
     notes += [f"using: the {_count(here.folders, 'folder')} of {place}/ as classes"] if place != root else []
     if request.need == HELD_OUT and not request.draws:

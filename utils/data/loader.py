@@ -70,7 +70,9 @@ class _Samples(Dataset):
                 return image, target, bad, *edit
             except ImageError as error:              # of the transform too, which decodes JPEGs
                 first = first or error
-        return first
+        ways = "dataset.py check lists all such images"
+        ways += ", --bad_images skip trains without them" if self.seed is not None and self.tries == 1 else ""
+        return ImageError(first.plain, ". ".join(filter(None, [first.advice, ways])))
 
 
 class _Files(Dataset):

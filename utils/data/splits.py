@@ -35,7 +35,7 @@ class ImageError(DataError):
 
     def __init__(self, plain: str, advice: str = ""):
         super().__init__(f"{plain}; {advice}" if advice else plain)
-        self.plain = plain                  # the text without the advice
+        self.plain, self.advice = plain, advice
 
 
 def flags_to_skip(bad: int, images: int) -> str:

@@ -7,14 +7,17 @@ have to be sorted.
 import codecs
 import contextlib
 import csv
+import dataclasses
 import itertools
 import os
 import select
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from utils.data.class_folders import describe_skipped
 from utils.data.csv_columns import find_path_column, with_header
 from utils.data.csv_lists import ENDINGS
 from utils.data.csv_tables import read_table
@@ -34,6 +37,18 @@ class Item(NamedTuple):
 
     name: str
     path: str
+
+
+@dataclasses.dataclass
+class Remarks:
+    """Collects what else is worth a note while the sources are read."""
+
+    others: Counter = dataclasses.field(default_factory=Counter)           # files of folders that are no images, by extension
+    lists: list[str] = dataclasses.field(default_factory=list)             # notes on lists none of whose paths exists
+
+    @property
+    def skipped(self) -> list[str]:
+        return list(describe_skipped(self.others, IMAGE_EXTENSIONS))
 
 
 class Batches:
@@ -87,38 +102,39 @@ def first_of(keys: Iterator[Item | None], count: int, pauses: bool) -> tuple[lis
     return first, True
 
 
-def open_sources(inputs: Iterable[str], path_column: str | None = None,
-                 image_dir: str | None = None) -> Iterator[Item | None]:
-    """Return the images of all inputs, one input after the other; None where standard input has no line now.
+def open_sources(inputs: Iterable[str], path_column: str | None = None, image_dir: str | None = None,
+                 remarks: Remarks | None = None) -> Iterator[Item | None]:
+    """Return the images of all inputs, one input after the other; None where standard input has no line now. Fills `remarks`.
 
     Raises DataError, where possible before the first image is read.
     """
-    return itertools.chain.from_iterable([_open_source(given, path_column, image_dir) for given in inputs])
+    remarks = remarks or Remarks()
+    return itertools.chain.from_iterable([_open_source(given, path_column, image_dir, remarks) for given in inputs])
 
 
-def _open_source(given: str, path_column: str | None, image_dir: str | None) -> Iterable[Item]:
+def _open_source(given: str, path_column: str | None, image_dir: str | None, remarks: Remarks) -> Iterable[Item]:
     if given == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("INPUT -: standard input is closed")
-        return _listed(_lines(sys.stdin.buffer), "standard input")
+        return _listed(_lines(sys.stdin.buffer), "standard input", remarks)
     if os.path.isdir(given):
         if next(pictures_below(given), None) is None:
             raise DataError(f"{given}: no images ({', '.join(IMAGE_EXTENSIONS)}) in this folder")
-        return (Item(path, path) for path in pictures_below(given))
+        return (Item(path, path) for path in pictures_below(given, others=remarks.others))
     if not os.path.exists(given):
         raise DataError(f"{given}: no such file or folder{where_looked(given)}")
     if given.lower().endswith(ENDINGS):
         return _csv(Path(given), path_column, image_dir)
     if given.lower().endswith(LIST_ENDING):
-        return _listed(open(given, "rb"), given, os.path.dirname(given))
+        return _listed(open(given, "rb"), given, remarks, os.path.dirname(given))
     if given.lower().endswith((".zip", ".tar", ".tgz", ".gz")):
         raise DataError(f"{given} is {no_folder(given)}")
     return [Item(given, given)]
 
 
-def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
+def pictures_below(top: str, seen: set[str] | None = None, others: Counter | None = None) -> Iterator[str]:
     """Yield the image files at any depth in the order of their paths, without hidden ones. Each folder is visited once, however
-    many links lead to it, and the folders around `top` never. Raises DataError."""
+    many links lead to it, and the folders around `top` never. others: counts the other files. Raises DataError."""
     real, is_first = os.path.realpath(top), seen is None
     seen = set(map(str, Path(real).parents)) if is_first else seen
     if real in seen:
@@ -134,9 +150,12 @@ def pictures_below(top: str, seen: set[str] | None = None) -> Iterator[str]:
     for name, is_folder in sorted((entry.name, entry.is_dir()) for entry in found):
         path = os.path.join(top, name)
         if is_folder and not is_hidden(name):
-            yield from pictures_below(path, seen)
-        elif not is_folder and name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
-            yield path
+            yield from pictures_below(path, seen, others)
+        elif not is_folder and not name.startswith("."):
+            if name.lower().endswith(IMAGE_EXTENSIONS):
+                yield path
+            elif others is not None:
+                others[os.path.splitext(name)[1].lower()] += 1
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
@@ -159,10 +178,13 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
         yield rest
 
 
-def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Iterator[Item | None]:
-    """Yield the path of each line, relative to the current folder or else to `folder`, that of the list."""
+def _listed(lines: Iterable[bytes | None], called: str, remarks: Remarks, folder: str = "") -> Iterator[Item | None]:
+    """Yield the path of each line, relative to the current folder or else to `folder`, that of the list.
+
+    Adds a remark if none of the paths exists: the file may be something else than a list.
+    """
     with contextlib.closing(lines):
-        number = 0
+        number, paths, exist = 0, 0, False
         for line in lines:
             if line is None:
                 yield None
@@ -174,7 +196,12 @@ def _listed(lines: Iterable[bytes | None], called: str, folder: str = "") -> Ite
                 raise DataError(f"{called}:{number}: NUL bytes: a list has one path a line")
             if name := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
                 inside = os.path.join(folder, name)
-                yield Item(name, inside if folder and not os.path.exists(name) and os.path.exists(inside) else name)
+                path = inside if folder and not os.path.exists(name) and os.path.exists(inside) else name
+                paths, exist = paths + 1, exist or os.path.exists(path)
+                yield Item(name, path)
+    if paths and not exist:
+        remarks.lists.append(f"note: {called} is read as a list of {f'{paths:,} paths' if paths > 1 else '1 path'}, one a line, "
+                             f"and no such file{'s exist' if paths > 1 else ' exists'}")
 
 
 def _csv(file: Path, path_column: str | None, image_dir: str | None) -> Iterator[Item]:

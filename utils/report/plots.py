@@ -63,9 +63,10 @@ def set_suptitle(figure: Figure | SubFigure, title: str, **how) -> None:
 
 
 def balanced(line: str, width: int) -> list[str]:
-    """Wrap into as few lines of at most `width` letters as possible, of about one length: no single last word."""
-    fewest = len(textwrap.wrap(line, width))
-    narrow = next(narrow for narrow in range(-(-len(line) // max(fewest, 1)) or 1, width + 1)
+    """Wrap into as few lines of at most `width` letters as possible, of about one length: no single last word. A word that fits
+    in a line is not divided."""
+    fewest, longest = len(textwrap.wrap(line, width)), max((len(word) for word in line.split() if len(word) <= width), default=1)
+    narrow = next(narrow for narrow in range(max(-(-len(line) // max(fewest, 1)), longest), width + 1)
                   if len(textwrap.wrap(line, narrow)) <= fewest)
     return textwrap.wrap(line, narrow) or [""]
 

@@ -93,7 +93,7 @@ def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: 
     top5 = f"top-5 {metrics.top5:.2%}, " if num_classes > len(metrics.top) else ""
     print(f"{name} accuracy {metrics.accuracy:.2%}, {top5}loss {metrics.loss:.4f} ({of})")
     if chosen:
-        print("best.pt was chosen on these images, so its accuracy on them is slightly too high")
+        print("best.pt was chosen on these images, so on new ones it is probably a little less accurate")
 
 
 def _result(metrics: EvalMetrics) -> Result:
@@ -169,7 +169,7 @@ def _guess_lines(targets: Sequence[int], result: Result) -> list[str]:
 
 
 def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
-    """Lines on best.pt and the last step, on the images that it was chosen on, and which figure to report."""
+    """Lines on best.pt and the last step, on the images that it was chosen on, and which accuracy to expect on new ones."""
     name, last, lines = splits.val_name, run.config.num_steps, []
     results = {step: each for (step, split), each in run.history.logged.items() if split == name and step and each}
     is_last = best["step"] == last
@@ -189,13 +189,13 @@ def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
     if launch.is_trial() or is_last:
         return lines
     if final != name:
-        figure = "report a test accuracy: the last step's is above, best.pt's comes from the first command below"
+        figure = "the first command below prints its test accuracy (that of the last step is above)"
     elif splits.test is splits.val:
-        figure = "report the accuracy of the last step, or hold out a test set (--test_fraction 0.2)"
+        figure = "for an exact figure, hold out a test set (--test_fraction 0.2)"
     else:
-        figure = "report a test accuracy, once all is decided: the first command below with --test once"
-    lines.append(f"               chosen on these images, so slightly too high: {figure}")
-    return lines
+        figure = "for an exact figure, run the first command below with --test once, after all decisions"
+    return [*lines, "               predict.py and export.py use best.pt. It was chosen on these images, so on new ones it is "
+                    f"probably a little less accurate: {figure}"]
 
 
 def _training_lines(events: Sequence[dict], config) -> list[str]:

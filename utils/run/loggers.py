@@ -83,6 +83,12 @@ class RunLogger:
             with contextlib.suppress(OSError):          # a closed terminal
                 self._console.print(line)
 
+    def end_progress(self) -> None:
+        """Ends the line of the progress bar, so that what is printed next is on a line of its own."""
+        if self._console is not None:
+            with contextlib.suppress(OSError):
+                self._console.close()
+
     def log_step(self, metrics: StepMetrics) -> None:
         self._write({"event": "train", **metrics.as_dict()})
 

@@ -312,6 +312,7 @@ class Run:
         distributed.broadcast_from_main(self.ranks, lambda: self.outputs.saver.close())
         self.outputs.logger.log_session("preempted", step)
         if self.ranks.is_main:
+            self.outputs.logger.end_progress()
             resume = "" if launch.in_sweep() else f" Resume with: {launch.command_to_resume(folder)}"
             resume = resume if step else " Nothing to save yet."
             print(f"Stopped on request after step {step} of {self.config.num_steps}.{resume}", flush=True)
