@@ -27,7 +27,7 @@ TYPED = {
 def test_names_of_other_programs_are_recognized():
     """Only the one name that is meant is suggested."""
     for name, texts in TYPED.items():
-        known = next(names for names in (MODELS, DATASETS,) if name in names)
+        known = next(names for names in (MODELS, DATASETS, RECIPES) if name in names)
         for typed in texts.split():
             assert suggest(typed, known) == [name], typed
 
