@@ -214,9 +214,18 @@ def test_a_head_that_names_no_classes_needs_their_order(numbers):
     assert resolve(flags | size | {"data_dir": "words"}, found.facts).head == "keep"
 
 
-def test_a_teacher_is_opened_before_the_data(tmp_path):
+@pytest.fixture
+def unread(tmp_path, monkeypatch) -> Path:
+    """A data set whose class folders are empty: it cannot be opened."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        Path("unread", folder).mkdir(parents=True)
+    return Path("unread")
+
+
+def test_a_teacher_is_opened_before_the_data(tmp_path, unread):
     """Any file can be a teacher. If it cannot be used, this is reported before the data are read."""
-    nowhere = {"dataset": "folder", "data_dir": str(tmp_path / "absent"), "distillation": "soft", "pretrained_dir": "none"}
+    nowhere = {"dataset": "folder", "data_dir": str(unread), "distillation": "soft", "pretrained_dir": "none"}
     save_plain(create_model(architecture(2, 40, 80, 2, 1, img_size=8), 10), tmp_path / "x.pth")
     for teacher, more, words in ((tmp_path / "none", {}, "--teacher: no checkpoint at"),
                                  (tmp_path / "x.pth", {}, "Add --num_heads .of the student, and of such a teacher.")):
@@ -251,14 +260,27 @@ def test_the_classifier_in_config_json_is_a_fact(tmp_path):
         assert facts.start_row["classifier"] == classifier
 
 
-def test_a_failed_download_is_reported_before_the_data_are_opened(tmp_path, monkeypatch):
+def test_a_missing_split_is_reported_before_a_download_fails(tmp_path, monkeypatch, unread):
+    monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
+    monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")                   # nothing answers there
+    typed = {"recipe": "vit-paper", "dataset": "folder"}
+    for more, words in (({"data_dir": "unread/train"}, "no train/ and val/ .*VAL_FRACTION=0.2"),
+                        ({"data_dir": "gone"}, "no such folder"), ({"data_dir": "unread", "dataset": "csv"}, "no csv file"),
+                        ({"data_dir": "unread/train", "dataset": "imagenet"}, "no train/ and val/")):
+        with pytest.raises(DataError, match=words):
+            build.find(choose(typed | more), None, ONE_RANK)
+    with pytest.raises(ConfigError, match="could not download"):
+        build.find(choose(typed | {"data_dir": "unread/train", "val_fraction": 0.2}), None, ONE_RANK)
+
+
+def test_a_failed_download_is_reported_before_images_are_read(tmp_path, monkeypatch, unread):
     """In one line: which file, from which URL, where to put it, and how to start a run without it."""
     monkeypatch.setenv("VIT_CHECKPOINT_DIR", str(tmp_path / "weights"))
     monkeypatch.setenv("VIT_CHECKPOINT_URL", "http://127.0.0.1:9/vit")                   # nothing answers there
     for flags, file, then in (({}, "imagenet21k/ViT-B_16.npz", ". Or start"),
                               ({"pretrained_dir": "augreg/S_16"}, "augreg/index.csv", ", and then the file that it names")):
         with pytest.raises(ConfigError) as caught:
-            build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "no data"} | flags), None, ONE_RANK)
+            build.find(choose({"dataset": "folder", "recipe": "vit-paper", "data_dir": "unread"} | flags), None, ONE_RANK)
         line = str(caught.value)
         assert line.startswith(f"--pretrained_dir: could not download http://127.0.0.1:9/vit/{file} (Connection refused); ")
         assert f"put it at {tmp_path / 'weights' / file}{then}" in line and "(--pretrained_dir FILE, PRETRAINED_DIR)" in line

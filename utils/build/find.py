@@ -28,7 +28,7 @@ from utils import distributed, launch
 from utils.config import FLAGS, Facts, Machine, Saved, Sources, before
 from utils.config.saved import check_settings
 from utils.data.classes import ClassRule, two_orders
-from utils.data.datasets import OWN_CLASSES, splits_of
+from utils.data.datasets import OWN_CLASSES, check_own_layout, splits_of
 from utils.data.device_cache import cached_bytes
 from utils.data.layouts import HELD_OUT, TRAIN
 from utils.data.reading import Reading
@@ -131,12 +131,15 @@ def machine(ranks: Ranks) -> Machine:
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank.
+    """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank: first for a data folder
+    that lacks its splits, then for a download that fails, before images are read.
 
     The class names of a resumed checkpoint decide the order of the classes, and its run how images are read. So do start weights
     whose head is kept, which are therefore opened first.
     """
     teacher = start = head_classes = None
+    if saved is None and sources.head != "keep":               # a head that is kept may name the folders that are classes
+        distributed.local_main_first(ranks, lambda: check_own_layout(vars(sources), _need(sources)))
     if saved is None:
         distributed.broadcast_from_main(ranks, lambda: check_start(sources.start, sources.model_type))
     if sources.teacher:
@@ -193,7 +196,7 @@ def _open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint
     rule = ClassRule(sources.class_order, tuple(names), partly=sources.eval_only)
     shares = {"val_fraction": sources.val_fraction, "test_fraction": sources.test_fraction}
     opened = functools.partial(splits_of, vars(sources), strata=SINGLE_LABEL.strata, rule=rule,
-                               need=HELD_OUT if sources.eval_only else TRAIN, reading=reading_of(sources, start))
+                               need=_need(sources), reading=reading_of(sources, start))
     splits = opened()
     if not (sources.eval_only and saved and any(shares.values()) and len(splits.train)):
         return splits
@@ -205,6 +208,10 @@ def _open_data(sources: Sources, saved: SavedRun | None, start: OpenedCheckpoint
         splits = opened(val_fraction=0.0, test_fraction=0.0).replace(
             "these are not the images of the run, so that no fraction of them is drawn (--val_fraction, --test_fraction)")
     return splits
+
+
+def _need(sources: Sources) -> str:
+    return HELD_OUT if sources.eval_only else TRAIN
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
@@ -236,7 +243,7 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
 
 
 def check_start(start: str, model_type: str) -> None:
-    """Raises ConfigError, before the data are opened, for a published file that is not here and cannot be downloaded."""
+    """Raises ConfigError, before images are read, for a published file that is not here and cannot be downloaded."""
     name = file_of(model_type) if start == "auto" else start
     if not Path(name).exists() and (name := published_name(name)):
         with given_by("--pretrained_dir"), suggest_local_file():

@@ -116,6 +116,11 @@ def folder(data_dir: str, request: Request = BY_DEFAULT, synsets: int | None = N
     return splits_in_files(images, data_dir, classes.names, notes)
 
 
+def check_layout(data_dir: str, request: Request = BY_DEFAULT) -> None:
+    """Raise DataError, as `folder` does, if there are no splits or no class folders. Lists the outer folders only."""
+    layouts.find(data_dir, functools.cache(Scan(IMAGE_EXTENSIONS).listing), request)
+
+
 def _remove_empty(found: dict[str, tuple[str, ...]], trees: dict[str, Path], request: Request, scan: Scan) -> list[str]:
     """Remove from `found` empty held-out folders that are no class of train or of the checkpoint -> warnings"""
     known, notes = Classes(request.classes, found.get("train", ())), []

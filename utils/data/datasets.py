@@ -18,9 +18,9 @@ from utils import launch
 
 from . import classes, overlap, prepared
 from .cifar_files import cifar
-from .class_folders import folder
+from .class_folders import check_layout, folder
 from .classes import ClassRule
-from .csv_lists import csv_lists
+from .csv_lists import csv_lists, lists_in
 from .csv_tables import text_lines
 from .downloads import download, torchvision_dataset
 from .idx_files import mnist
@@ -257,6 +257,19 @@ def open_splits(dataset: str, data_dir: str, *, val_fraction: float = 0.0, test_
         raise DataError(f"{location}: nothing is held out{seen}. Add {HOLD_OUT}")
     check(splits, location, trains=need == TRAIN, kept=bool(rule.wanted))
     return splits.replace(*without_images(splits, need))
+
+
+def check_own_layout(settings: Mapping, need: str = TRAIN) -> None:
+    """Raise DataError if the folder of a data set of the user's own lacks what open_splits needs, as far as the names in it show.
+    Opens no file."""
+    dataset, data_dir = settings["dataset"], settings["data_dir"]
+    if dataset not in OWN_CLASSES or prepared.is_prepared(data_dir):
+        return
+    if dataset == "csv":
+        lists_in(data_dir, need)
+    else:
+        rule, shares = ClassRule(settings["class_order"]), (settings["val_fraction"], settings["test_fraction"])
+        check_layout(data_dir, Request(rule, *shares, need))
 
 
 def splits_of(settings: Mapping, **others) -> Splits:
