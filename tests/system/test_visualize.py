@@ -296,6 +296,15 @@ def test_curves_of_one_run_and_of_several(figures):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [" a: no evaluation", " b: no evaluation"]
 
 
+def test_curves_of_a_run_have_the_title_of_its_own_picture(run_train, figures):
+    """A folder without config.json gives its name."""
+    assert run_train("--name", "r", "--num_steps", 1) == 0
+    own = figures["output/r/curves.png"].get_suptitle()
+    assert draw(figures, "curves", "--checkpoint", "output/r").get_suptitle() == own and own.startswith("r: ViT")
+    Path("output/r/config.json").write_text('{"config": 1}')
+    assert draw(figures, "curves", "--checkpoint", "output/r").get_suptitle() == "r"
+
+
 def test_images_that_best_was_chosen_on_are_not_called_test(tmp_path, monkeypatch):
     """A fraction of train is held out, and there is no test set."""
     monkeypatch.chdir(tmp_path)

@@ -6,9 +6,8 @@ Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from utils.run.log import LOG_FILE, scan_log
 from utils.run.mistakes import worst_first
 
 from . import confusion, photo, pictures, plots
+from .photo import Example, Subject
 from .plots import Figure, plain
 
 CLS, DIST, ALL, POOL = "cls token", "dist token", "mean of all queries", "pooling query"
@@ -38,28 +38,6 @@ class ViewError(ValueError):
     """A picture cannot be drawn of this model or run."""
 
     exit_code = 2
-
-
-class Subject(Protocol):
-    """A model in eval mode with what is needed to use it, as utils/build/opened.py opens it."""
-
-    model: nn.Module
-    classes: tuple[str, ...]
-    title: str
-    settings: dict                  # flags of train.py
-    transform: Callable             # PIL RGB -> uint8 (channels, height, width), that of the model's evaluation
-    region: Callable                # (height, width) of an image -> the part that is shown: top, left, bottom, right in 0..1
-    evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run computes them
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """An image that is decoded when it is drawn, and its true class if that is known."""
-
-    name: str
-    split: Dataset
-    index: int
-    truth: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,8 +284,9 @@ def picture_folder(checkpoint: str | None) -> Path:
     return path.parent if checkpoint and path.is_file() and (path.parent / LOG_FILE).exists() else Path("output/pictures")
 
 
-def draw_curves(folders: list[str]) -> Figure:
-    """Draw the curves in the log of each run folder, or of the folder of a checkpoint file. Raises ViewError if it has none."""
+def draw_curves(folders: list[str], model_and_data: str = "") -> Figure:
+    """Draw the curves in the log of each run folder, or of the folder of a checkpoint file; of one run as the run itself does,
+    with the name of its model and data in the title. Raises ViewError if it has none."""
     runs = {}
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
@@ -319,8 +298,10 @@ def draw_curves(folders: list[str]) -> Figure:
         note = f" (without {unreadable} unreadable line{'s' * (unreadable > 1)} of its log)" * bool(unreadable)
         name = folder.resolve().name + note
         runs[name if name not in runs else str(folder) + note] = events
-    return plots.learning_curves(*runs.values(), *runs) if len(runs) == 1 else (
-        plots.compare_learning_curves(runs, f"{len(runs)} runs"))
+    if len(runs) > 1:
+        return plots.compare_learning_curves(runs, f"{len(runs)} runs")
+    (name, events), = runs.items()
+    return plots.learning_curves(events, f"{name}: {model_and_data}" if model_and_data else name)
 
 
 def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
