@@ -6,6 +6,7 @@ Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class View:
 
     def title(self, what: str) -> str:
         """Return the title. If the run evaluates mirror images too, it says that this picture is without."""
-        unmirrored = " (without its mirror image)" * (self.subject.settings.get("tta") == "flip")
-        return f"{what}: {self.example.name}{unmirrored}\n{self.subject.title}"
+        alone = "\nprobabilities of this image only; the run also averages its mirror image"
+        return f"{what}: {self.example.name}\n{self.subject.title}{alone * (self.subject.settings.get('tta') == 'flip')}"
 
 
 def predict_with_attention(subject: Subject, example: Example) -> View:
@@ -304,7 +305,7 @@ def draw_curves(folders: list[str], model_and_data: str = "") -> Figure:
     return plots.learning_curves(events, f"{name}: {model_and_data}" if model_and_data else name)
 
 
-def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
+def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 18) -> Figure:
     """Evaluate the split `data` called `name` as the run does, and draw it. Raises ViewError if its classes are others."""
     if classes != subject.classes:
         raise ViewError(f"--checkpoint: the model has {len(subject.classes)} classes ({first_names(subject.classes)}), the data "
@@ -315,7 +316,7 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
     wrong = worst_first(found.answers[:, found.answers[1] != found.answers[2]].numpy())[:shown]
     images = [photo.photo_of(subject, image, subject.transform(image).permute(1, 2, 0).expand(-1, -1, 3).numpy())
               for image in (data[int(index)][0] for index, *_ in wrong)]
-    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, data.name(int(index)))
-                for index, true, guess, probability, _ in wrong]
+    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, math.exp(-loss), data.name(int(index)))
+                for index, true, guess, probability, loss in wrong]
     title = f"confusion matrix, {name}: {found.accuracy:.2%} of {found.images} images right{', with mirror images' * flipped}"
     return confusion.draw(matrix, classes, images, mistakes, f"{title}\n{subject.title}")
