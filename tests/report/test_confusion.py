@@ -31,8 +31,8 @@ def test_counts_and_mistakes():
     assert pairs.splitlines() == [r"bee → \$cat\$:  5", "ant → bee:  2"]
     assert heading == "least accurate classes" and hardest.splitlines() == ["bee:  50.0% of 10", "ant:  80.0% of 10"]
     worst, second = figure.axes[3:]
-    assert worst.get_title() == "\\$cat\\$ 90.0%\ntrue: bee 1.2%" and worst.get_xlabel() == "val/bee/x.jpg"
-    assert second.get_title() == "bee 62.5%\ntrue: ant 25.0%"
+    assert worst.get_title() == "\\$cat\\$: 90.0%\ntrue bee: 1.2%" and worst.get_xlabel() == "val/bee/x.jpg"
+    assert second.get_title() == "bee: 62.5%\ntrue ant: 25.0%"
     assert second.get_xlabel().replace("\n", "") == "val/ant/" + "a" * 60 + ".png", "no name of a file is cut"
     assert np.array_equal(worst.images[0].get_array(), shown[0]) and np.array_equal(second.images[0].get_array(), shown[1])
 

@@ -331,8 +331,8 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
     assert f"test: {written.trace() / 60:.2%} of 60 images right, with mirror images\n" in figure.get_suptitle()
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--split", "val")
     mistakes = csv.DictReader(Path("output/r/mistakes.csv").read_text().splitlines())
-    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes if "true:" in axes.get_title()] == [
-        (f"{row['predicted']} {float(row['probability']):.1%}\ntrue: {row['true']} {math.exp(-float(row['loss'])):.1%}",
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes if "\ntrue " in axes.get_title()] == [
+        (f"{row['predicted']}: {float(row['probability']):.1%}\ntrue {row['true']}: {math.exp(-float(row['loss'])):.1%}",
          row["path"]) for row in itertools.islice(mistakes, 18)]
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
     assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()

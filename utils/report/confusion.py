@@ -74,7 +74,7 @@ def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistak
                            below=max(map(len, names)) * LINES["x-small"] + 0.08)
         for panel, (image, mistake), name in zip(panels, part, names):
             panel.imshow(image)
-            panel.set_title(f"{plain(mistake.predicted, 18)} {mistake.probability:.1%}\ntrue: {plain(mistake.true, 14)} "
+            panel.set_title(f"{plain(mistake.predicted, 18)}: {mistake.probability:.1%}\ntrue {plain(mistake.true, 14)}: "
                             f"{mistake.of_true:.1%}", fontsize="small")
             panel.set_xlabel("\n".join(name), fontsize="x-small")
 

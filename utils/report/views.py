@@ -31,6 +31,10 @@ MEAN_POOLED = "The head reads the mean of the patches instead of a cls token: ea
 NOTES = {"token": "", "gap": MEAN_POOLED, "mean": MEAN_POOLED, "patch_mean": MEAN_POOLED,
          "token_mean": "The head reads the cls token and the mean of the patches: one map is of the cls token, one is the mean "
                        "over the queries of the patches."}
+GOOD_DISTANCES = "In a well trained model the heads of the first layers differ: some look near, others far."
+GOOD_POSITIONS = ("Each tile belongs to one patch. In a well trained model it is brightest at its own patch, and bright at its "
+                  "neighbors or along its row and column; tiles that look alike have learned no positions.")
+GOOD_FILTERS = "Well trained ones are smooth edges, stripes and blobs of color; noise is a sign of too little training."
 LARGE = 112                         # pixels of a map
 COARSE = 8                          # a smooth map of fewer patches a side would have its peaks between the patches
 
@@ -241,13 +245,18 @@ def draw_distance(views: Iterable[View]) -> Figure:
         raise ViewError("distance: none of the images could be read, so there are no distances to draw")
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
-    note = "Weighted mean distance from a patch to the others, between their centers; the weights of cls and dist are left out."
-    if model.config.registers or model.config.classifier == "attention":
-        pool = "pooling and " * (model.config.classifier == "attention")
-        note = f"Weighted mean distance between patch centers; {pool}tokens that are not patches are left out."
-    if model.config.class_layers:
-        note = "Weighted mean distance between patch centers; negative weights count as 0; class attention is left out."
+    note = f"Weighted mean distance from a patch to the others, between their centers{_left_out(model)}. {GOOD_DISTANCES}"
     return pictures.distance(torch.stack(distances).nanmean(dim=0).numpy(), np.hypot(*model.img_size), title, note)
+
+
+def _left_out(model: nn.Module) -> str:
+    """Return which tokens of the model the distances leave out."""
+    if model.config.class_layers:
+        return "; negative weights count as 0; class attention is left out"
+    tokens = model.num_prefix_tokens - model.config.registers - model.config.distilled
+    names = ["cls"] * bool(tokens) + ["dist"] * model.config.distilled + ["registers"] * bool(model.config.registers) + [
+        "the pooling"] * (model.config.classifier == "attention")
+    return f"; the weights of {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} are left out" if names else ""
 
 
 def draw_positions(subject: Subject) -> Figure:
@@ -257,7 +266,8 @@ def draw_positions(subject: Subject) -> Figure:
         raise ViewError("position: the model only has rotary positions, which are not learned, and no position embeddings "
                         f"(the model: {subject.title})")
     similarity = attention_maps.position_similarity(model.pos_embed.detach().cpu(), model.grid)
-    return pictures.positions(similarity.numpy(), f"position embeddings: similarity of each patch to all others\n{subject.title}")
+    title = f"position embeddings: similarity of each patch to all others\n{subject.title}"
+    return pictures.positions(similarity.numpy(), title, GOOD_POSITIONS)
 
 
 def draw_filters(subject: Subject, count: int = 28) -> Figure:
@@ -270,7 +280,8 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
     if not len(colors):
         raise ViewError(f"filters: a patch kernel of one filter has no principal components (the model: {subject.title})")
     what = f"the first {len(colors)} principal components of the patch embedding"
-    note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
+    gray = ", one channel" * (model.config.in_channels == 1)
+    note = f"Number and share of the variance; mid-grey is 0{gray}. {GOOD_FILTERS}"
     return pictures.filters(colors.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
 
 
