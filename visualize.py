@@ -183,8 +183,11 @@ def draw(options: argparse.Namespace) -> tuple[Path, list[tuple[str, Callable]]]
 
     verb = options.verb
     if verb == "curves":
+        from utils.build import title_of_run
+
         folder = views.picture_folder(options.checkpoint[0])
-        return folder.parent if len(options.checkpoint) > 1 else folder, [(verb, lambda: views.draw_curves(options.checkpoint))]
+        return folder.parent if len(options.checkpoint) > 1 else folder, [
+            (verb, lambda: views.draw_curves(options.checkpoint, title_of_run(folder)))]
     typed = {name: getattr(options, name, None) for name in MODEL_OF_OTHERS + VIEW_OF_OTHERS}
     subject = load(options.checkpoint, **typed)
     folder = views.picture_folder(options.checkpoint)

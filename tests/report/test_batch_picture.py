@@ -135,6 +135,14 @@ def test_names_of_any_letters_and_lengths(tmp_path, monkeypatch):
     picture.classes = ["犬" * 40, "a" * 300, "\udcff", "two\nlines"]
     next(picture.training(iter([batch()])))
     font = batch_picture.ImageFont.load_default(11)
-    assert font.getlength(batch_picture._written("a" * 300, font, 112)) <= 112
+    assert font.getlength(batch_picture._fitting("a" * 300, font, 112)) <= 112
     basic = batch_picture.ImageFont.load_default_imagefont()
-    assert batch_picture._written("犬", basic, 112) == "?"
+    assert batch_picture._fitting("犬", basic, 112) == "?"
+
+
+def test_small_words_have_gaps():
+    """Pillow's own spacing at 11 pixels wrote "64images"."""
+    sheet, font = Image.new("RGB", (200, 20), "white"), batch_picture.ImageFont.load_default(4 * batch_picture.SMALL)
+    batch_picture._write(sheet, (2, 1), "64 images", font, 190)
+    inked = (np.asarray(sheet.convert("L")) < 200).any(axis=0).nonzero()[0]
+    assert np.diff(inked).max() > 2

@@ -93,17 +93,8 @@ def test_the_best_step_is_marked():
     """By the rule of best.pt: within one image of the highest accuracy the loss decides."""
     series = [evaluation(0, 0.95), evaluation(10, 0.90, 0.5), evaluation(20, 0.91, 0.6), evaluation(30, 0.80)]
     counted = [event | {"images": 100} for event in series]
-    assert plots.best_evaluation(counted) == (10, 0.9) and plots.best_evaluation(series) == (20, 0.91), "a log without counts"
-    assert plots.best_evaluation(counted[:1]) is None and plots.best_evaluation([]) is None, "nothing is trained at step 0"
     loss, accuracy, _ = plots.learning_curves(counted).axes
     assert lines(loss)["best: step 10"][0] == lines(accuracy)["best: step 10, 90.0%"][0] == [10, 10]
-
-
-def test_the_split_that_chooses_is_found_by_any_name():
-    test, val = [evaluation(step, 0.5) for step in (0, 10, 20)], evaluation(10, 0.5, split="val")
-    assert plots.choosing_split(test) == "test" and plots.choosing_split([*test, val]) == "val"
-    assert plots.choosing_split([evaluation(5, 1.0, split="train"), evaluation(5, 0.5, split="test")]) == "test"
-    assert plots.choosing_split(EVENTS[2:3]) is None
 
 
 def test_a_long_run_has_a_smooth_line_over_the_noise():
@@ -142,7 +133,7 @@ def test_several_runs_have_one_color_and_one_line_of_the_legend_each():
     figure = plots.compare_learning_curves({"a": SUPERVISED, "b": EVENTS, "_c": EVENTS[3:4]}, "three runs")
     loss, attention, accuracy, rate = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        " a: val 75.0% at step 5", " b: val 75.0% at step 5", " _c: no evaluation"]
+        " a: val 75.0% at step 5", " b: val 75.0% at step 5", " _c: no evaluation", "best evaluation of a run"]
     assert not any(axes.get_legend() for axes in figure.axes)
     assert lines(accuracy)[" b: val 75.0% at step 5"] == ([5], [75.0]) and lines(loss)[" a: val 75.0% at step 5"] == ([5], [0.5])
     assert [list(line.get_ydata()) for line in attention.get_lines()] == [[0.5, 0.25, 0.5 / 3, 0.125, 0.1]]
@@ -153,6 +144,24 @@ def test_several_runs_have_one_color_and_one_line_of_the_legend_each():
     assert [axes.get_title() for axes in figure.axes] == ["loss (thin: training)", *plots.SCALES[1:]]
     styles = plots.compare_learning_curves({str(number): EVENTS for number in range(11)}).axes[-1].get_lines()
     assert len({(line.get_color(), line.get_linestyle()) for line in styles}) == 11
+
+
+def test_every_accuracy_of_several_runs_is_inside_the_panel():
+    runs = {"a": [evaluation(step, accuracy) for step, accuracy in ((0, 0.1), (5, 0.5), (10, 0.9), (15, 0.95))],
+            "b": [evaluation(step, 0.75) for step in (5, 10)]}
+    accuracy = plots.compare_learning_curves(runs).axes[1]
+    low, high = accuracy.get_ylim()
+    assert low < 10 and high > 95
+
+
+@pytest.mark.parametrize(("images", "labels"), [
+    ((48, 128), [" a: val (48 images) 75.0% at step 5", " b: val (128 images) 75.0% at step 5"]),
+    ((48, 48), [" a: val 75.0% at step 5", " b: val 75.0% at step 5"]),
+    ((48, None), [" a: val (48 images) 75.0% at step 5", " b: val 75.0% at step 5"])])       # None: of an early version
+def test_different_numbers_of_images_are_in_the_legend(images, labels):
+    runs = {name: [evaluation(5, 0.75, split="val", **({"images": count} if count else {}))] for name, count in zip("ab", images)}
+    found = [text.get_text() for text in plots.compare_learning_curves(runs).legends[0].get_texts()]
+    assert found == [*labels, "best evaluation of a run"]
 
 
 def test_a_heavy_attention_loss_leaves_room_for_the_others():

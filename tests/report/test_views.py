@@ -158,3 +158,15 @@ def test_a_confusion_matrix_of_other_classes_is_refused():
     subject = SimpleNamespace(classes=("ant", "bee"), title="a run")
     with pytest.raises(views.ViewError, match=r"has 2 classes \(ant, bee\), the data have 1 \(cat\): not the same task"):
         views.draw_confusion(subject, [], "val", ("cat",))
+
+
+@pytest.mark.parametrize(("family", "tokens"), [
+    ("vit", "; the weights of cls are left out."), ("distilled", "; the weights of cls and dist are left out."),
+    ("gap", "between their centers. "), ("siglip", "; the weights of the pooling are left out."),
+    ("mean", "; the weights of registers are left out."), ("cait", "class attention is left out.")])
+def test_captions_name_only_tokens_that_the_model_has(family, tokens):
+    view = view_of(family)
+    words = " ".join(" ".join(words_of(views.draw_distance([view]))).split())
+    assert tokens in words and "some look near, others far" in words
+    for drawing, good in ((views.draw_positions, "brightest at its own patch"), (views.draw_filters, "smooth edges")):
+        assert good in " ".join(words_of(drawing(view.subject)))

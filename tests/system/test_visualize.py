@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import os
 import re
 import shutil
@@ -296,6 +297,15 @@ def test_curves_of_one_run_and_of_several(figures):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [" a: no evaluation", " b: no evaluation"]
 
 
+def test_curves_of_a_run_have_the_title_of_its_own_picture(run_train, figures):
+    """A folder without config.json gives its name."""
+    assert run_train("--name", "r", "--num_steps", 1) == 0
+    own = figures["output/r/curves.png"].get_suptitle()
+    assert draw(figures, "curves", "--checkpoint", "output/r").get_suptitle() == own and own.startswith("r: ViT")
+    Path("output/r/config.json").write_text('{"config": 1}')
+    assert draw(figures, "curves", "--checkpoint", "output/r").get_suptitle() == "r"
+
+
 def test_images_that_best_was_chosen_on_are_not_called_test(tmp_path, monkeypatch):
     """A fraction of train is held out, and there is no test set."""
     monkeypatch.chdir(tmp_path)
@@ -321,13 +331,13 @@ def test_confusion_counts_what_the_run_evaluates(run_train, figures):
     assert f"test: {written.trace() / 60:.2%} of 60 images right, with mirror images\n" in figure.get_suptitle()
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--split", "val")
     mistakes = csv.DictReader(Path("output/r/mistakes.csv").read_text().splitlines())
-    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes if "(true:" in axes.get_title()] == [
-        (f"{row['predicted']}: {float(row['probability']):.1%}\n(true: {row['true']})", row["path"])
-        for row in itertools.islice(mistakes, 16)]
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes if "\ntrue " in axes.get_title()] == [
+        (f"{row['predicted']}: {float(row['probability']):.1%}\ntrue {row['true']}: {math.exp(-float(row['loss'])):.1%}",
+         row["path"]) for row in itertools.islice(mistakes, 18)]
     figure = draw(figures, "confusion", "--checkpoint", "output/r", "--images", 10, "--split", "val")
     assert "val: " in figure.get_suptitle() and "of 10 images" in figure.get_suptitle()
     figure = draw(figures, "rollout", "--checkpoint", "output/r", "--images", 1)
-    assert ": test/0 (without its mirror image)\n" in figure.get_suptitle()
+    assert "\nprobabilities of this image only; the run also averages its mirror image" in figure.get_suptitle()
 
 
 # ------------------------------------------------------------------------------------------------- bad input

@@ -7,6 +7,6 @@ from .data import Data, NamedSplit, build_data, build_eval_loader, print_compile
 from .find import Found, SavedRun, decide_resume, find, machine, saved_run
 from .leakage import chosen_on
 from .model import Built, build_model
-from .opened import Opened, open_model
+from .opened import Opened, open_model, title_of_run
 from .run import build_run, check_same_data, open_outputs, print_resume
 from .trainer import build_trainer

@@ -8,14 +8,12 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from models.base import ImageTransformer
-from models.match import model_name
 from utils import distributed, launch
 from utils.attention import edits
 from utils.attention.edit_transform import transform_with_edits
 from utils.attention.edits import Edit
 from utils.config import Config, ConfigError
 from utils.data import transforms
-from utils.data.datasets import data_name
 from utils.data.loader import Batch, Loader, default_workers, eval_loader, prefetch, train_loader
 from utils.data.sampler import StepSampler
 from utils.data.splits import Splits
@@ -24,7 +22,7 @@ from utils.run.checkpoint import CheckpointError
 
 from .find import Found, SavedRun
 from .model import Built
-from .opened import eval_transform
+from .opened import eval_transform, model_and_data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +71,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
                           if config.attention_edits else None, cached=cached, **shared)
     if ranks.is_main:
         print(describe_loading(loader, ranks))
-    title = f"{model_name(config.model_type, model.config)} on {data_name(config.dataset, config.data_dir)}"
+    title = model_and_data(config.to_dict(), model.config)
     return Data(
         title=title, splits=splits, sampler=sampler, loader=loader, batches=prefetch(loader, ranks.device),
         eval_loader=build_eval_loader(config, model, ranks),

@@ -4,9 +4,10 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -33,7 +34,7 @@ from utils.data.reading import FIND, Reading
 from utils.distributed import Ranks
 from utils.files import where_looked
 from utils.run.checkpoint import BEST_FILE, CheckpointError
-from utils.run.folder import resolve_checkpoint
+from utils.run.folder import CONFIG_FILE, resolve_checkpoint
 from utils.training.evaluation import EvalMetrics, evaluate
 from utils.training.precision import apply_matmul_precision, choose
 
@@ -203,12 +204,25 @@ def open_model(what: str | Path | None, *, model_type: str | None = None, img_si
                     _of_other(file, str(what), typed, view, heads_if_unknown, flag))
 
 
+def model_and_data(run: Mapping, row: Mapping) -> str:
+    """Return "MODEL on DATA" of a run's settings and its model's row."""
+    return f"{model_name(run['model_type'], row)} on {data_name(run['dataset'], run['data_dir'])}"
+
+
+def title_of_run(folder: Path) -> str:
+    """Return model_and_data of the run in the folder, by its config.json; "" if that is missing or damaged."""
+    try:
+        said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return model_and_data(said["config"], said["architecture"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
 def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
     """Open the model of a run. by_folder: the run folder was given, not the file."""
     model, run = load_run_model(file), file.settings
     name, step = run.get("name") or file.path.parent.name, file.file.run["step"]
-    called = model_name(run["model_type"], model.config)
-    title = f"{called} on {data_name(run['dataset'], run['data_dir'])}, run {name}, step {step}"
+    title = f"{model_and_data(run, model.config)}, run {name}, step {step}"
     note = f" (its newest checkpoint: it has no {BEST_FILE})" if by_folder and file.path.name != BEST_FILE else ""
     return Opened(model, tuple(model.classes), before() | run, title, True, file.path, note=note)
 

@@ -19,7 +19,8 @@ from utils.files import StorageError, atomic_write
 
 BATCH_FILE = "batch.png"
 MAX_IMAGES, COLUMNS = 16, 8             # images of each batch, and in a row
-TILE, GAP, LINE = 112, 8, 14       # sizes in pixels
+TILE, GAP, LINE = 112, 8, 15       # sizes in pixels
+SMALL, LARGE, TIMES = 12, 15, 4    # pixels of a letter, and how many times larger it is drawn at first
 
 
 class BatchPicture:
@@ -89,7 +90,7 @@ def watch_first_batches(run: Any, trainer: Any, data: Any) -> Any:
 
 def draw(title: str, parts: dict[str, tuple[Tensor, list[str]]]) -> Image.Image:
     """Draw images (n, C, height, width) of values 0..255 with the labels below them, under the heading of each part."""
-    font, large = (ImageFont.load_default(size) for size in (11, 14))
+    font, large = (ImageFont.load_default(TIMES * size) for size in (SMALL, LARGE))
     height, width = next(iter(parts.values()))[0].shape[-2:]
     size = (TILE, min(max(round(TILE * height / width), TILE // 4), 2 * TILE))
     lines = {heading: max(label.count("\n") + 1 for label in labels) for heading, (_, labels) in parts.items()}
@@ -97,11 +98,11 @@ def draw(title: str, parts: dict[str, tuple[Tensor, list[str]]]) -> Image.Image:
     rows = {heading: math.ceil(len(labels) / COLUMNS) for heading, (_, labels) in parts.items()}
     total = sum(rows[heading] * cells[heading] + 3 * GAP + LINE for heading in parts)
     sheet = Image.new("RGB", (COLUMNS * (TILE + GAP) + GAP, total + 3 * GAP + LINE), "white")
-    pen, top = ImageDraw.Draw(sheet), GAP
-    pen.text((GAP, top), _written(title, large, sheet.width - 2 * GAP), "black", large)
+    top = GAP
+    _write(sheet, (GAP, top), title, large, sheet.width - 2 * GAP)
     top += LINE + 2 * GAP
     for heading, (images, labels) in parts.items():
-        pen.text((GAP, top), heading, "black", font)
+        _write(sheet, (GAP, top), heading, font, sheet.width - 2 * GAP)
         top += LINE + GAP
         for number, (image, label) in enumerate(zip(images, labels)):
             row, column = divmod(number, COLUMNS)
@@ -111,12 +112,25 @@ def draw(title: str, parts: dict[str, tuple[Tensor, list[str]]]) -> Image.Image:
             tile = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR)
             sheet.paste(tile, (left, above))
             for line, text in enumerate(label.split("\n")):
-                pen.text((left, above + size[1] + 1 + line * LINE), _written(text, font, TILE), "black", font)
+                _write(sheet, (left, above + size[1] + 1 + line * LINE), text, font, TILE)
         top += rows[heading] * cells[heading] + 2 * GAP
     return sheet
 
 
-def _written(text: str, font: Any, width: int) -> str:
+def _write(sheet: Image.Image, at: tuple[int, int], text: str, font: Any, width: int) -> None:
+    """Draw a line of text, as far as it fits into so many pixels.
+
+    It is drawn TIMES larger and reduced: Pillow places letters on whole pixels, which closes the gaps between small words.
+    """
+    times = TIMES if isinstance(font, ImageFont.FreeTypeFont) else 1
+    text = _fitting(text, font, times * width)
+    size = (math.ceil(font.getlength(text) / times) + 1, LINE + 4)
+    ink = Image.new("L", (times * size[0], times * size[1]))
+    ImageDraw.Draw(ink).text((0, 0), text, 255, font)
+    sheet.paste("black", at, ink.resize(size, Image.Resampling.BOX))
+
+
+def _fitting(text: str, font: Any, width: int) -> str:
     """Return the text as far as it fits into so many pixels. Pillow's font has few letters beyond Latin's; that of a Pillow
     without FreeType raises an error for them."""
     text = " ".join(text.split()).encode("utf-8", "replace").decode()

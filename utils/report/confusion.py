@@ -1,5 +1,6 @@
 """The picture of an evaluation: the confusion matrix, the classes that are most often confused, and the worst mistakes."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .plots import plain
-from .sheet import BAR, GAP, LINES, MARGIN, Sheet, shape
+from .sheet import BAR, GAP, LETTERS, LINES, MARGIN, Sheet, shape
 
 NAMED, COUNTED, WORST = 40, 25, 20   # classes of a whole matrix, and of one with counts in its cells; classes of a part of one
 
@@ -17,6 +18,7 @@ class Mistake(NamedTuple):
     true: str
     predicted: str
     probability: float              # of the predicted class
+    of_true: float                  # of the true class
     name: str = ""                  # of the image's file
 
 
@@ -60,20 +62,29 @@ def draw(matrix: np.ndarray, classes: Sequence[str], images: Sequence[np.ndarray
     return sheet.finish()
 
 
-def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistake], columns: int = 8) -> None:
-    """Add rows of images, each with the prediction above it and the name of its file, in up to two lines, below it."""
-    sheet.heading("the worst mistakes: those with the highest loss")
+def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistake], columns: int = 6) -> None:
+    """Add rows of images, each with the predicted and the true class above it and the name of its file below it."""
+    sheet.heading("the worst mistakes: those whose true class has the lowest probability")
     width = (sheet.width - 2 * MARGIN - (columns - 1) * GAP) / columns
     for first in range(0, len(images), columns):
         part = list(zip(images, wrong))[first:first + columns]
+        names = [_name_lines(mistake.name, int(LETTERS["x-small"] * width)) for _, mistake in part]
         size = (width, width * max(shape(image) for image, _ in part))
-        panels = sheet.row(len(part), size, left=MARGIN, above=2 * LINES["small"] + 0.05, below=2 * LINES["x-small"] + 0.08)
-        for panel, (image, mistake) in zip(panels, part):
+        panels = sheet.row(len(part), size, left=MARGIN, above=2 * LINES["small"] + 0.05,
+                           below=max(map(len, names)) * LINES["x-small"] + 0.08)
+        for panel, (image, mistake), name in zip(panels, part, names):
             panel.imshow(image)
-            panel.set_title(f"{plain(mistake.predicted, 14)}: {mistake.probability:.1%}\n(true: {plain(mistake.true, 14)})",
-                            fontsize="small")
-            folder, slash, file = mistake.name.rpartition("/" if len(mistake.name) > 24 else "\n")
-            panel.set_xlabel("\n".join(plain(part, 25) for part in (folder + slash, file) if part), fontsize="x-small")
+            panel.set_title(f"{plain(mistake.predicted, 18)}: {mistake.probability:.1%}\ntrue {plain(mistake.true, 14)}: "
+                            f"{mistake.of_true:.1%}", fontsize="small")
+            panel.set_xlabel("\n".join(name), fontsize="x-small")
+
+
+def _name_lines(name: str, width: int) -> list[str]:
+    """Return a path in one line, or the folder and the name of the file in lines of their own, the latter in up to three."""
+    if len(name) <= width:
+        return [plain(name)]
+    folder, slash, file = name.rpartition("/")
+    return [plain(folder + slash, width)] * bool(slash) + textwrap.wrap(plain(file, 3 * width - 3), width)
 
 
 def _least_accurate(matrix: np.ndarray, classes: Sequence[str], count: int = 6) -> list[str]:

@@ -216,7 +216,7 @@ def distance(distances: np.ndarray, longest: float, title: str = "", note: str =
     return figure
 
 
-def positions(similarity: np.ndarray, title: str = "") -> Figure:
+def positions(similarity: np.ndarray, title: str = "", note: str = "") -> Figure:
     """Draw a tile for each patch, at its position, with its similarity to all others. similarity: (h, w, h, w) in -1..1"""
     height, width = similarity.shape[:2]
     cell = -(-32 // max(height, width))                    # dots of a cell, so that the gaps can be narrow
@@ -238,7 +238,7 @@ def positions(similarity: np.ndarray, title: str = "") -> Figure:
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
     sheet.bar_below(axes, drawn, "cosine similarity to the patch of the tile", distance=0.5)
     sheet.y += BAR + BAR_WORDS
-    return sheet.finish()
+    return sheet.finish(note)
 
 
 def filters(colors: np.ndarray, shares: np.ndarray, title: str = "", note: str = "") -> Figure:

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from utils.files import atomic_write
-from utils.training.certainty import best_of, result_of
+from utils.training.certainty import result_of
 
+from .events import best_evaluation, choosing_split, evaluations_of, number_of, numbers_of, percent_of
 from .sweeps import BY_LOSS, FINAL, chosen_of, ended_trials, is_by_loss, like, spoken
 
 # Fonts for the letters that the user's font lacks, where they are installed. All are outlines, which every format can hold.
@@ -78,27 +79,27 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
     A field that an event lacks, or that is not a number, is a gap; `find_invalid_event` finds it.
     """
     figure, axes = _panels([events], title)
-    train, evaluations = [event for event in events if event.get("event") == "train"], _evaluations(events)
+    train, evaluations = [event for event in events if event.get("event") == "train"], evaluations_of(events)
     if train:
-        steps, supervised = _numbers(train, "step"), [event for event in train if event.get("attention_loss") is not None]
+        steps, supervised = numbers_of(train, "step"), [event for event in train if event.get("attention_loss") is not None]
         # The training loss contains it, with its weight; that of an evaluation does not.
-        _noisy(axes["loss"], steps, _numbers(train, "loss"), f"train{' (with attention loss)' * bool(supervised)}")
+        _noisy(axes["loss"], steps, numbers_of(train, "loss"), f"train{' (with attention loss)' * bool(supervised)}")
         if any("accuracy" in event for event in train):
-            _noisy(axes["accuracy in %"], steps, _percent(train, "accuracy"), "train, as fed")
-        axes["learning rate"].plot(steps, _numbers(train, "lr"), color="tab:gray")
+            _noisy(axes["accuracy in %"], steps, percent_of(train, "accuracy"), "train, as fed")
+        axes["learning rate"].plot(steps, numbers_of(train, "lr"), color="tab:gray")
         if supervised:
-            _noisy(axes["attention loss"], _numbers(supervised, "step"), _numbers(supervised, "attention_loss"), "train")
+            _noisy(axes["attention loss"], numbers_of(supervised, "step"), numbers_of(supervised, "attention_loss"), "train")
     chosen = choosing_split(events)
     for split, series in evaluations.items():
         own = {"color": SPLIT_COLORS.get(split), "markersize": 3}
-        steps = _numbers(series, "step")
+        steps = numbers_of(series, "step")
         # Two values (before and after) are no curve: a line between them would look like one.
         line, dotted = ("o-", ":") if len(series) > 2 else ("o", "v")
         name = "train, evaluated" if split == "train" else plain(split, 20)
-        axes["loss"].plot(steps, _numbers(series, "loss"), line, label=name, **own)
-        axes["accuracy in %"].plot(steps, _percent(series, "accuracy"), line, label=name, **own)
-        if split == chosen and min(_numbers(series, "top5")) < 1:        # of five classes or fewer it is 100 % and says nothing
-            axes["accuracy in %"].plot(steps, _percent(series, "top5"), dotted, alpha=0.6, label=f"{name}, top-5", **own)
+        axes["loss"].plot(steps, numbers_of(series, "loss"), line, label=name, **own)
+        axes["accuracy in %"].plot(steps, percent_of(series, "accuracy"), line, label=name, **own)
+        if split == chosen and min(numbers_of(series, "top5")) < 1:        # of five classes or fewer it is 100 % and says nothing
+            axes["accuracy in %"].plot(steps, percent_of(series, "top5"), dotted, alpha=0.6, label=f"{name}, top-5", **own)
     if best := best_evaluation(events):
         step, accuracy = best
         for scale in ("loss", "accuracy in %"):
@@ -116,33 +117,38 @@ def learning_curves(events: Sequence[dict], title: str = "") -> Figure:
 
 def compare_learning_curves(runs: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
     """Draw several runs, by name, in a color each: loss and accuracy of the images that choose the best step, the training loss
-    as a thin line, and the learning rate. The legend names a run once, with its best accuracy."""
+    as a thin line, and the learning rate. The legend names a run once, with its best accuracy, and with the number of images if
+    runs were evaluated on different numbers of them."""
     figure, axes = _panels(runs.values(), title)
+    evaluated = {name: evaluations_of(events).get(choosing_split(events), []) for name, events in runs.items()}
+    counts = {name: series[-1].get("images") for name, series in evaluated.items() if series}
     for number, (name, events) in enumerate(runs.items()):
         own = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4]}
         train, chosen = [event for event in events if event.get("event") == "train"], choosing_split(events)
-        steps = _numbers(train, "step")
-        axes["loss"].plot(steps, _smooth(_numbers(train, "loss")), linewidth=0.8, alpha=0.5, **own)
-        axes["learning rate"].plot(steps, _numbers(train, "lr"), **own)
+        steps = numbers_of(train, "step")
+        axes["loss"].plot(steps, _smooth(numbers_of(train, "loss")), linewidth=0.8, alpha=0.5, **own)
+        axes["learning rate"].plot(steps, numbers_of(train, "lr"), **own)
         if supervised := [event for event in train if event.get("attention_loss") is not None]:
-            axes["attention loss"].plot(_numbers(supervised, "step"), _smooth(_numbers(supervised, "attention_loss")), **own)
-        series, best = _evaluations(events).get(chosen, []), best_evaluation(events)
-        what = f"{plain(chosen, 20)} {best[1]:.1%} at step {best[0]:g}" if best else "no evaluation"
+            axes["attention loss"].plot(numbers_of(supervised, "step"), _smooth(numbers_of(supervised, "attention_loss")), **own)
+        series, best = evaluated[name], best_evaluation(events)
+        of = f" ({counts.get(name)} images)" * (len(set(counts.values())) > 1 and bool(counts.get(name)))
+        what = f"{plain(chosen, 20)}{of} {best[1]:.1%} at step {best[0]:g}" if best else "no evaluation"
         label = f" {plain(name, 30)}: {what}"                      # Matplotlib keeps what begins with "_" out of the legend
-        for scale, values in (("loss", _numbers(series, "loss")), ("accuracy in %", _percent(series, "accuracy"))):
-            axes[scale].plot(_numbers(series, "step"), values, marker="o", markersize=3, label=label, **own)
+        for scale, values in (("loss", numbers_of(series, "loss")), ("accuracy in %", percent_of(series, "accuracy"))):
+            axes[scale].plot(numbers_of(series, "step"), values, marker="o", markersize=3, label=label, **own)
         if best:
             axes["accuracy in %"].plot(best[0], 100 * best[1], "*", markersize=10, color=own["color"])
+    if any(evaluated.values()):
+        axes["accuracy in %"].plot([], [], "*", markersize=10, color="black", label="best evaluation of a run")
     handles, labels = axes["accuracy in %"].get_legend_handles_labels()
     columns = 1 if len(runs) <= 3 else 2
     figure.legend(handles, labels, fontsize="small", loc="outside lower left", ncols=columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(runs) // columns))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
     axes["loss"].set_title("loss (thin: training)")
     if "attention loss" in axes:
         _use_log_scale_if_needed(axes["loss"])
-    late = [value for line in axes["accuracy in %"].get_lines() for value in list(line.get_ydata())[len(line.get_ydata()) // 2:]
-            if value == value]
-    axes["accuracy in %"].set_ylim(max(0, min(late, default=0) - 5), min(103, max(late, default=100) + 3))
+    drawn = [value for line in axes["accuracy in %"].get_lines() for value in line.get_ydata() if value == value]
+    axes["accuracy in %"].set_ylim(max(0, min(drawn, default=0) - 3), min(103, max(drawn, default=100) + 3))
     return figure
 
 
@@ -158,37 +164,6 @@ def _panels(runs: Iterable[Sequence[dict]], title: str) -> tuple[Figure, dict[st
     axes["learning rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     set_suptitle(figure, title)
     return figure, axes
-
-
-def _evaluations(events: Sequence[dict]) -> dict[str, list[dict]]:
-    """Return the evaluations by split."""
-    found: dict[str, list[dict]] = {}
-    for event in events:
-        if event.get("event") == "eval":
-            found.setdefault(str(event.get("split")), []).append(event)
-    return found
-
-
-def choosing_split(events: Sequence[dict]) -> str | None:
-    """Return the split that chooses the best step: val, or else what is evaluated most often of those that are not trained on."""
-    counts = {split: len(series) for split, series in _evaluations(events).items() if split != "train"}
-    return "val" if "val" in counts else max(counts, key=counts.get, default=None)
-
-
-def best_evaluation(events: Sequence[dict]) -> tuple[float, float] | None:
-    """Return step and accuracy of the best evaluation by certainty.best_of; by its accuracy if the log lacks the rest."""
-    series = [event for event in _evaluations(events).get(choosing_split(events), ()) if (_number(event, "step") or 0) > 0]
-    results = {event["step"]: result_of(event) for event in series}
-    if results and all(results.values()):
-        step, _ = best_of(results)
-        return step, results[step].accuracy
-    known = [(accuracy, -event["step"]) for event in series if (accuracy := _number(event, "accuracy")) is not None]
-    accuracy, step = max(known, default=(None, 0))
-    return None if accuracy is None else (-step, accuracy)
-
-
-def _percent(events: Sequence[dict], field: str) -> list[float]:
-    return [100 * ratio for ratio in _numbers(events, field)]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -212,23 +187,9 @@ def find_invalid_event(events: Sequence[dict]) -> str | None:
         for field in (*DRAWN.get(kind, ()), *({"attention_loss"} & event.keys() if kind == "train" else ())):
             if field not in event:
                 return f"event {number}: {'a train' if kind == 'train' else 'an eval'} event without its \"{field}\""
-            if _number(event, field) is None:
+            if number_of(event, field) is None:
                 return f"event {number}: \"{field}\" is {plain(repr(event[field]), 30)}, not a number"
     return None
-
-
-def _number(event: dict, field: str) -> float | None:
-    """Return the number; None if it is none. The log has the texts nan, inf and -inf, since JSON has no such numbers."""
-    value = event.get(field)
-    known = (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
-    try:
-        return float(value) if known else None
-    except OverflowError:                # hundreds of digits
-        return None
-
-
-def _numbers(events: Sequence[dict], field: str) -> list[float]:
-    return [float("nan") if (number := _number(event, field)) is None else number for event in events]
 
 
 def _use_log_scale_if_needed(axes: Axes) -> None:

@@ -6,9 +6,9 @@ Shapes: H heads, N tokens, Q queries, K keys, (h, w) grid, C classes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from utils.run.log import LOG_FILE, scan_log
 from utils.run.mistakes import worst_first
 
 from . import confusion, photo, pictures, plots
+from .photo import Example, Subject
 from .plots import Figure, plain
 
 CLS, DIST, ALL, POOL = "cls token", "dist token", "mean of all queries", "pooling query"
@@ -30,6 +31,10 @@ MEAN_POOLED = "The head reads the mean of the patches instead of a cls token: ea
 NOTES = {"token": "", "gap": MEAN_POOLED, "mean": MEAN_POOLED, "patch_mean": MEAN_POOLED,
          "token_mean": "The head reads the cls token and the mean of the patches: one map is of the cls token, one is the mean "
                        "over the queries of the patches."}
+GOOD_DISTANCES = "In a well trained model the heads of the first layers differ: some look near, others far."
+GOOD_POSITIONS = ("Each tile belongs to one patch. In a well trained model it is brightest at its own patch, and bright at its "
+                  "neighbors or along its row and column; tiles that look alike have learned no positions.")
+GOOD_FILTERS = "Well trained ones are smooth edges, stripes and blobs of color; noise is a sign of too little training."
 LARGE = 112                         # pixels of a map
 COARSE = 8                          # a smooth map of fewer patches a side would have its peaks between the patches
 
@@ -38,28 +43,6 @@ class ViewError(ValueError):
     """A picture cannot be drawn of this model or run."""
 
     exit_code = 2
-
-
-class Subject(Protocol):
-    """A model in eval mode with what is needed to use it, as utils/build/opened.py opens it."""
-
-    model: nn.Module
-    classes: tuple[str, ...]
-    title: str
-    settings: dict                  # flags of train.py
-    transform: Callable             # PIL RGB -> uint8 (channels, height, width), that of the model's evaluation
-    region: Callable                # (height, width) of an image -> the part that is shown: top, left, bottom, right in 0..1
-    evaluate: Callable              # images of a split -> EvalMetrics with `confusion` and `answers`, as the run computes them
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """An image that is decoded when it is drawn, and its true class if that is known."""
-
-    name: str
-    split: Dataset
-    index: int
-    truth: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +65,8 @@ class View:
 
     def title(self, what: str) -> str:
         """Return the title. If the run evaluates mirror images too, it says that this picture is without."""
-        unmirrored = " (without its mirror image)" * (self.subject.settings.get("tta") == "flip")
-        return f"{what}: {self.example.name}{unmirrored}\n{self.subject.title}"
+        alone = "\nprobabilities of this image only; the run also averages its mirror image"
+        return f"{what}: {self.example.name}\n{self.subject.title}{alone * (self.subject.settings.get('tta') == 'flip')}"
 
 
 def predict_with_attention(subject: Subject, example: Example) -> View:
@@ -262,13 +245,18 @@ def draw_distance(views: Iterable[View]) -> Figure:
         raise ViewError("distance: none of the images could be read, so there are no distances to draw")
     size = "x".join(map(str, model.img_size))
     title = f"attention distance, {count} image{'s' * (count > 1)} of {size} px\n{view.subject.title}"
-    note = "Weighted mean distance from a patch to the others, between their centers; the weights of cls and dist are left out."
-    if model.config.registers or model.config.classifier == "attention":
-        pool = "pooling and " * (model.config.classifier == "attention")
-        note = f"Weighted mean distance between patch centers; {pool}tokens that are not patches are left out."
-    if model.config.class_layers:
-        note = "Weighted mean distance between patch centers; negative weights count as 0; class attention is left out."
+    note = f"Weighted mean distance from a patch to the others, between their centers{_left_out(model)}. {GOOD_DISTANCES}"
     return pictures.distance(torch.stack(distances).nanmean(dim=0).numpy(), np.hypot(*model.img_size), title, note)
+
+
+def _left_out(model: nn.Module) -> str:
+    """Return which tokens of the model the distances leave out."""
+    if model.config.class_layers:
+        return "; negative weights count as 0; class attention is left out"
+    tokens = model.num_prefix_tokens - model.config.registers - model.config.distilled
+    names = ["cls"] * bool(tokens) + ["dist"] * model.config.distilled + ["registers"] * bool(model.config.registers) + [
+        "the pooling"] * (model.config.classifier == "attention")
+    return f"; the weights of {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} are left out" if names else ""
 
 
 def draw_positions(subject: Subject) -> Figure:
@@ -278,7 +266,8 @@ def draw_positions(subject: Subject) -> Figure:
         raise ViewError("position: the model only has rotary positions, which are not learned, and no position embeddings "
                         f"(the model: {subject.title})")
     similarity = attention_maps.position_similarity(model.pos_embed.detach().cpu(), model.grid)
-    return pictures.positions(similarity.numpy(), f"position embeddings: similarity of each patch to all others\n{subject.title}")
+    title = f"position embeddings: similarity of each patch to all others\n{subject.title}"
+    return pictures.positions(similarity.numpy(), title, GOOD_POSITIONS)
 
 
 def draw_filters(subject: Subject, count: int = 28) -> Figure:
@@ -291,7 +280,8 @@ def draw_filters(subject: Subject, count: int = 28) -> Figure:
     if not len(colors):
         raise ViewError(f"filters: a patch kernel of one filter has no principal components (the model: {subject.title})")
     what = f"the first {len(colors)} principal components of the patch embedding"
-    note = "Number and share of the variance; mid-grey is 0" + (", one channel" if model.config.in_channels == 1 else "")
+    gray = ", one channel" * (model.config.in_channels == 1)
+    note = f"Number and share of the variance; mid-grey is 0{gray}. {GOOD_FILTERS}"
     return pictures.filters(colors.numpy(), shares.numpy(), f"{what}\n{subject.title}", note)
 
 
@@ -306,8 +296,9 @@ def picture_folder(checkpoint: str | None) -> Path:
     return path.parent if checkpoint and path.is_file() and (path.parent / LOG_FILE).exists() else Path("output/pictures")
 
 
-def draw_curves(folders: list[str]) -> Figure:
-    """Draw the curves in the log of each run folder, or of the folder of a checkpoint file. Raises ViewError if it has none."""
+def draw_curves(folders: list[str], model_and_data: str = "") -> Figure:
+    """Draw the curves in the log of each run folder, or of the folder of a checkpoint file; of one run as the run itself does,
+    with the name of its model and data in the title. Raises ViewError if it has none."""
     runs = {}
     for given in folders:
         folder = Path(given) if Path(given).is_dir() else Path(given).parent
@@ -319,11 +310,13 @@ def draw_curves(folders: list[str]) -> Figure:
         note = f" (without {unreadable} unreadable line{'s' * (unreadable > 1)} of its log)" * bool(unreadable)
         name = folder.resolve().name + note
         runs[name if name not in runs else str(folder) + note] = events
-    return plots.learning_curves(*runs.values(), *runs) if len(runs) == 1 else (
-        plots.compare_learning_curves(runs, f"{len(runs)} runs"))
+    if len(runs) > 1:
+        return plots.compare_learning_curves(runs, f"{len(runs)} runs")
+    (name, events), = runs.items()
+    return plots.learning_curves(events, f"{name}: {model_and_data}" if model_and_data else name)
 
 
-def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 16) -> Figure:
+def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[str, ...], shown: int = 18) -> Figure:
     """Evaluate the split `data` called `name` as the run does, and draw it. Raises ViewError if its classes are others."""
     if classes != subject.classes:
         raise ViewError(f"--checkpoint: the model has {len(subject.classes)} classes ({first_names(subject.classes)}), the data "
@@ -334,7 +327,7 @@ def draw_confusion(subject: Subject, data: Dataset, name: str, classes: tuple[st
     wrong = worst_first(found.answers[:, found.answers[1] != found.answers[2]].numpy())[:shown]
     images = [photo.photo_of(subject, image, subject.transform(image).permute(1, 2, 0).expand(-1, -1, 3).numpy())
               for image in (data[int(index)][0] for index, *_ in wrong)]
-    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, data.name(int(index)))
-                for index, true, guess, probability, _ in wrong]
+    mistakes = [confusion.Mistake(classes[int(true)], classes[int(guess)], probability, math.exp(-loss), data.name(int(index)))
+                for index, true, guess, probability, loss in wrong]
     title = f"confusion matrix, {name}: {found.accuracy:.2%} of {found.images} images right{', with mirror images' * flipped}"
     return confusion.draw(matrix, classes, images, mistakes, f"{title}\n{subject.title}")
