@@ -67,7 +67,8 @@ def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistak
     for first in range(0, len(images), columns):
         part = list(zip(images, wrong))[first:first + columns]
         size = (width, width * max(shape(image) for image, _ in part))
-        panels = sheet.row(len(part), size, left=MARGIN, above=2 * LINES["small"] + 0.05, below=2 * LINES["x-small"] + 0.08)
+        above, below = 2 * LINES["small"] + 0.05, 2 * LINES["x-small"] + 0.08
+        panels = sheet.row(len(part), size, left=MARGIN if first else None, above=above, below=below)
         for panel, (image, mistake) in zip(panels, part):
             panel.imshow(image)
             panel.set_title(f"{plain(mistake.predicted, 14)}: {mistake.probability:.1%}\n(true: {plain(mistake.true, 14)})",
