@@ -68,7 +68,8 @@ def _data(figure: Figure) -> dict:
     """The picture has 256 colors: a third of the bytes."""
     whole, small = io.BytesIO(), io.BytesIO()
     figure.savefig(whole, format="png", bbox_inches="tight")
-    Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    image = Image.open(whole).convert("RGB")
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return {"image/png": base64.b64encode(small.getvalue()).decode() + "\n", "text/plain": [repr(figure)]}
 
 

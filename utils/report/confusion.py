@@ -70,7 +70,7 @@ def _mistakes(sheet: Sheet, images: Sequence[np.ndarray], wrong: Sequence[Mistak
         part = list(zip(images, wrong))[first:first + columns]
         names = [_name_lines(mistake.name, int(LETTERS["x-small"] * width)) for _, mistake in part]
         size = (width, width * max(shape(image) for image, _ in part))
-        panels = sheet.row(len(part), size, left=MARGIN, above=2 * LINES["small"] + 0.05,
+        panels = sheet.row(len(part), size, left=MARGIN if first else None, above=2 * LINES["small"] + 0.05,
                            below=max(map(len, names)) * LINES["x-small"] + 0.08)
         for panel, (image, mistake), name in zip(panels, part, names):
             panel.imshow(image)
