@@ -157,6 +157,7 @@ stop() {
         asked=$SECONDS
         : >"$VIT_LAUNCH/asked"
         if any_process; then
+            [ ! -t 2 ] || echo >&2              # ends the line of the progress bar
             echo "train.sh: stopping after this step is finished and saved. Repeat the signal to stop at once" >&2
             kill -USR1 $(cat "$VIT_LAUNCH"/pid-*) 2>/dev/null || true
         else
