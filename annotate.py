@@ -159,7 +159,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
     acts = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}, of which {layers[-1]} is shown"
     facts = [opened.title, f"{args.split} images of {where}",
              f"the model sees {height} x {width} px; edits act in {acts}; values are means over heads"
-             + "; predictions are of the image without its mirror image" * (settings["tta"] == "flip")]
+             + "; probabilities are of each image only; the run also averages its mirror image" * (settings["tta"] == "flip")]
     title = path.resolve().parent.name if opened.has_data else Path(args.checkpoint).name
     return editing.Gallery(
         title=title, facts=facts, classes=model.classes, labels=labels, grid=model.grid,

@@ -74,7 +74,7 @@ def test_the_newest_run_and_its_data_are_the_default(run, capsys):
     newer = write_run(run.parent.parent / "other", sigmoid="all", tta="flip")
     assert annotate.newest_run() == newer.parent.relative_to(Path.cwd())
     fact = gallery("--split", "test").facts[2]
-    assert "layers 1, 2, 3, 4, of which 4 is shown;" in fact and fact.endswith("without its mirror image")
+    assert "layers 1, 2, 3, 4, of which 4 is shown;" in fact and fact.endswith("the run also averages its mirror image")
     assert not capsys.readouterr().out
     checkpoint.save(newer.with_name("step-00000001.pt"), load_state(newer))
     newer.unlink()
