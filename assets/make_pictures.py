@@ -133,8 +133,9 @@ def make_sheet(pictures: list[tuple[str, Path]], columns: int, file: Path) -> No
         sheet.paste(tile, (column * width, ends[column] + 22))
         ends[column] += 30 + tile.height
     sheet = sheet.crop((0, 0, sheet.width, max(ends)))
+    enough = sheet.width * sheet.height // 100              # pixels that still change their color when the search ends
     for colors in (256, 128, 64):                           # MAXCOVERAGE keeps rare colors: the ends of scales
-        reduced = sheet.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+        reduced = sheet.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=enough, dither=Image.Dither.NONE)
         reduced.save(file, optimize=True)
         if file.stat().st_size < 400_000:
             break
