@@ -34,7 +34,7 @@ SMALL = "--patch_size 8 --hidden_size 48 --mlp_dim 96 --pretrained_dir none"
 FAMILIES = {                                                # the flags of train.py
     "ViT": f"--model_type ViT-Ti_16 {SMALL} --num_heads 3 --num_layers 6 --img_size 64",
     "DeiT-distilled": f"--model_type DeiT-Ti_16-distilled {SMALL} --num_heads 3 --num_layers 12 --img_size 64",
-    "CaiT": f"--model_type CaiT-XXS24 {SMALL} --num_heads 4 --num_layers 16 --img_size 64",
+    "CaiT": f"--model_type CaiT-XXS24 {SMALL} --num_heads 4 --num_layers 12 --img_size 64",
     "DINOv2-registers": f"--model_type DINOv2-S_14-reg {SMALL} --num_heads 4 --num_layers 6 --img_size 64",
     "SigLIP": f"--model_type SigLIP-B_16 {SMALL} --num_heads 4 --num_layers 6 --img_size 64",
     "not-square": f"--model_type ViT-Ti_16 {SMALL} --num_heads 3 --num_layers 6 --img_size 48x96"}
@@ -133,8 +133,9 @@ def make_sheet(pictures: list[tuple[str, Path]], columns: int, file: Path) -> No
         sheet.paste(tile, (column * width, ends[column] + 22))
         ends[column] += 30 + tile.height
     sheet = sheet.crop((0, 0, sheet.width, max(ends)))
+    enough = sheet.width * sheet.height // 100              # pixels that still change their color when the search ends
     for colors in (256, 128, 64):                           # MAXCOVERAGE keeps rare colors: the ends of scales
-        reduced = sheet.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+        reduced = sheet.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=enough, dither=Image.Dither.NONE)
         reduced.save(file, optimize=True)
         if file.stat().st_size < 400_000:
             break
@@ -146,25 +147,31 @@ def draw(verb: str, options: str, file: Path, *checkpoints: Path) -> None:
         assert visualize.main([verb, "--checkpoint", *map(str, checkpoints), *options.split(), "--output", str(file)]) == 0
 
 
+def train_and_draw(folder: Path, classes: int, counts: dict[str, int], length: int) -> Path:
+    """Train every family, for about `length` steps, and draw its pictures -> the folder of the runs"""
+    data, runs = folder / f"shapes{classes}", folder / f"runs{classes}"
+    draw_images(data, classes, counts)
+    source = f"--dataset folder --data_dir {data}"
+    for name, flags in FAMILIES.items():
+        steps, rate = (length * 3 // 2, 4e-3) if name in SLOW and classes == 10 else (length, 2e-3)
+        if classes == 100:
+            flags = flags.replace("--pretrained_dir none", f"--pretrained_dir {folder / 'runs10' / name}")
+        run(runs, name, f"{source} {flags} {TRAINING} --learning_rate {rate} --num_steps {steps} --eval_every {steps // 8}")
+        for verb, options in PICTURES.items():
+            if verb != "class-attention" or name == "CaiT":
+                draw(verb, options, runs / name / f"{verb}.png", runs / name)
+    for name in TAUGHT:
+        flags = FAMILIES[name].replace("--pretrained_dir none", f"--pretrained_dir {runs / name}")
+        flags += f" {EDITS} --num_steps {min(length, 100)} --attention_edits {data / 'edits'}"
+        taught = run(runs, f"{name}-edits", f"{source} {flags}")
+        (runs / name / "edits.png").write_bytes((taught / "attention.png").read_bytes())
+    draw("curves", "", runs / "all six" / "curves.png", *(runs / name for name in FAMILIES))
+    return runs
+
+
 def main(folder: Path) -> None:
-    for classes, counts, length in ((10, {"train": 60, "val": 12}, 160), (100, {"train": 20, "val": 4}, 200)):
-        data, runs = folder / f"shapes{classes}", folder / f"runs{classes}"
-        draw_images(data, classes, counts)
-        source = f"--dataset folder --data_dir {data}"
-        for name, flags in FAMILIES.items():
-            steps, rate = (length * 3 // 2, 4e-3) if name in SLOW and classes == 10 else (length, 2e-3)
-            if classes == 100:
-                flags = flags.replace("--pretrained_dir none", f"--pretrained_dir {folder / 'runs10' / name}")
-            run(runs, name, f"{source} {flags} {TRAINING} --learning_rate {rate} --num_steps {steps} --eval_every {steps // 8}")
-            for verb, options in PICTURES.items():
-                if verb != "class-attention" or name == "CaiT":
-                    draw(verb, options, runs / name / f"{verb}.png", runs / name)
-        for name in TAUGHT:
-            flags = FAMILIES[name].replace("--pretrained_dir none", f"--pretrained_dir {runs / name}")
-            flags += f" {EDITS} --num_steps 200 --attention_edits {data / 'edits'}"
-            taught = run(runs, f"{name}-edits", f"{source} {flags}")
-            (runs / name / "edits.png").write_bytes((taught / "attention.png").read_bytes())
-        draw("curves", "", runs / "all six" / "curves.png", *(runs / name for name in FAMILIES))
+    for classes, counts, length in ((10, {"train": 60, "val": 12}, 160), (100, {"train": 12, "val": 4}, 40)):
+        runs = train_and_draw(folder, classes, counts, length)
         for sheet, (columns, drawn) in SHEETS.items():
             files = [(f"{name}: {verb}", runs / name / f"{verb}.png") for verb, names in drawn.items() for name in names]
             make_sheet(files, columns, ROOT / f"docs/pictures/{sheet}-{classes}.png")
