@@ -52,12 +52,14 @@ def printed(tmp_path, monkeypatch, capsys):
 
 def test_results_and_where_they_are(printed):
     Path("r s/bad_images.txt").write_text("a.png: cut off\nb.png: cut off\n")
+    Path("r s/batch.png").touch()           # of any step: that of a run from before this file existed is drawn when it resumes
     lines = printed({"accuracy": 0.1, "split": "test"}, {"accuracy": 0.85, "step": 40})
     for line in ("Done: step 100 of 100, 7 s.",
                  "  test accuracy  80.00% after the last step (200 images; 95% interval 73.9% to 85.0%); before training 10.00%",
                  "  top-1 to top-5 80.00% 90.00% 95.00% 97.00% 99.00%", "  speed          10/s", "                 of 20",
                  "  best           85.00% on val after step 40: r s/best.pt", "  checkpoint     r s/best.pt",
-                 "  bad images     2 training images were replaced: r s/bad_images.txt", "  curves         r s/curves.png"):
+                 "  bad images     2 training images were replaced: r s/bad_images.txt", "  curves         r s/curves.png",
+                 "  batches        r s/batch.png: what the model saw at the step in its heading, with labels"):
         assert line in lines, line
     assert not any("calibration" in line for line in lines), "it is in log.jsonl"
     assert Path("r s/curves.png").exists() and summary.metric_lines(RESULT, 3)[0] == "top-1 to top-2 80.00% 90.00%"

@@ -133,7 +133,7 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
         count = len(bad.read_text(encoding="utf-8", errors="replace").splitlines())
         print(f"  bad images     {count} training image{'s were' if count != 1 else ' was'} replaced: {bad}")
     if (folder / BATCH_FILE).exists():
-        print(f"  batches        {folder / BATCH_FILE}: what the model saw first, with its labels")
+        print(f"  batches        {folder / BATCH_FILE}: what the model saw at the step in its heading, with labels")
     if curves.exists():
         print(f"  curves         {curves}")
     if (folder / ATTENTION_FILE).exists():
