@@ -22,7 +22,7 @@ with process.imports("annotate.py"):
     from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
     from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_packages, check_writable
-    from utils.config.types import METAVARS, port, user_path
+    from utils.config.types import METAVARS, new_path, port, user_path
     from utils.files import no_folder
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
     group.add_argument("--split", choices=("train", "val", "test"), default="train",
                        help="images to show; training learns only from edits of train (default: train)")
     group = parser.add_argument_group("edits and page")
-    group.add_argument("--edits", type=user_path, metavar="DIR",
+    group.add_argument("--edits", type=new_path, metavar="DIR",
                        help="folder of the edits; it is made if necessary (default: that of the run's --attention_edits, or "
                        "else the folder edits next to the checkpoint)")
     group.add_argument("--who", metavar="TEXT", default="", help="who edits, which is saved with every edit (default: nothing)")

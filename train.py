@@ -129,22 +129,22 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     only_val = config.test == "never" or splits.test is splits.val
     last = {splits.val_name: splits.val} if only_val else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
-    path, *run = ((saved.opened.path, saved.state.config, saved.state.step) if saved else
-                  (found.start.path, found.start.settings, found.start.step))
+    path, run, step = ((saved.opened.path, vars(saved.state), saved.state.step) if saved else
+                       (found.start.path, found.start.file.run, found.start.step))
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip",
                                filled=True)
         if ranks.is_main:
-            chosen = build.chosen_on(path, *run, config.to_dict(), splits, name)
+            chosen = build.chosen_on(path, run, step, config.to_dict(), splits, name)
             summary.print_evaluation(name, metrics, len(splits.classes), chosen)
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
             # Next to the checkpoint of a run, under its name: the run's tables are of its last step. A published file may be
             # anywhere.
-            folder = path.parent if run[0] else Path(config.output_dir)
+            folder = path.parent if run else Path(config.output_dir)
             summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 

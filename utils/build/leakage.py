@@ -85,13 +85,29 @@ def advise(start: Mapping, drawn: dict) -> str:
     return f"{advice}: {' '.join(flags)}"
 
 
-def chosen_on(path: Path, settings: Mapping | None, step: int, values: Mapping, splits: Splits, name: str) -> bool:
-    """Returns whether the checkpoint was chosen on the images of this split: that is a best.pt, unless it is of the last step,
-    which would have been reported anyway.
+def chosen_on(path: Path, run: Mapping | None, step: int, config: Mapping, splits: Splits, name: str) -> int | None:
+    """Return on how many images of the split `name` the checkpoint was chosen; None: unknown, because the data have changed.
 
-    settings, step: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
+    Only a best.pt is chosen, unless it is of the last step, which would have been reported anyway. run: fields of the
+    checkpoint, as `start` above, None where it is of no run; config: of the evaluation, of which `splits` are.
     """
-    if settings is None or path.name != BEST_FILE or name != splits.val_name:
-        return False
-    run = before() | settings
-    return step != run["num_steps"] and all(run[key] == values[key] for key in (*DRAWN, "dataset", "data_dir"))
+    if not run or path.name != BEST_FILE or name == "train":
+        return 0
+    theirs = before() | run["config"]
+    if step == theirs["num_steps"] or theirs["dataset"] != config["dataset"]:
+        return 0
+    split = splits.held_out[name]
+    if all(theirs[key] == config[key] for key in (*DRAWN, "data_dir")):
+        return len(split) if name == splits.val_name else 0
+    # Their images of the same name may be others now: a `val` that was drawn, where the run had a folder val/.
+    same_place = os.path.realpath(theirs["data_dir"]) == os.path.realpath(config["data_dir"])
+    try:
+        then = splits_of(theirs, data_dir=config["data_dir"], reading=AS_STORED,
+                         rule=ClassRule(theirs["class_order"], tuple(run["classes"])))
+    except DataError:
+        return None if same_place else 0
+    known = run["data"] or (same_place and fingerprint(then.train))              # older checkpoints have none
+    if (len(then.train), fingerprint(then.train)) != (run["train_images"], known):
+        return None if same_place else 0
+    chosen = {then.val.name(index) for index in range(len(then.val))}
+    return sum(split.name(index) in chosen for index in range(len(split)))

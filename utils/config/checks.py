@@ -11,7 +11,7 @@ from utils import launch
 
 from .flags import FLAGS, SETTINGS, SIZES
 from .records import FLAG, RECIPE, Config, Facts, Values
-from .types import ConfigError
+from .types import NO_DASH, ConfigError
 
 FEW_FOR_SCRATCH = 10_000                           # training images; recipes that start from scratch have 50,000 or more
 
@@ -72,6 +72,8 @@ def check_flags(flags: dict) -> None:
     for name in flags:
         if name not in SETTINGS:
             raise ConfigError(f"no flag is called --{name}")
+        if flags[name] == "-" and name in ("output_dir", "log_dir"):
+            raise ConfigError(f"--{name} {NO_DASH}")
     for steps, epochs in (("num_steps", "num_epochs"), ("warmup_steps", "warmup_epochs")):
         if steps in flags and epochs in flags:
             raise ConfigError(f"--{steps} and --{epochs} contradict each other: set one of them")
@@ -111,7 +113,8 @@ def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None
 def check_facts(values: dict, facts: Facts) -> None:
     """Raises ConfigError where the data do not fit the settings."""
     if values["test"] == "never" and facts.test_is_val and facts.train_images:
-        raise ConfigError("--test never leaves no images to evaluate on. Hold out training images: --val_fraction 0.1")
+        raise ConfigError("--test never: the only held-out images of these data, val or test, are also the test set, so none "
+                          "would be left to evaluate on. Hold out training images to choose on: --val_fraction 0.1")
     weights = values["class_weights"]
     if weights not in ("none", "balanced") and not values["eval_only"] and len(weights.split(",")) != facts.num_classes:
         raise ConfigError(f"--class_weights has {len(weights.split(','))} numbers, the data have {facts.num_classes} classes")

@@ -87,13 +87,16 @@ def metric_lines(metrics: EvalMetrics, num_classes: int) -> list[str]:
                   f"{metrics.calibration_error:.4f}: the mean difference between how sure the model is and how often it is right"]
 
 
-def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: bool = False) -> None:
-    """`chosen`: the checkpoint is a best.pt that was chosen on these images."""
+def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: int | None = 0) -> None:
+    """chosen: on how many of the images the checkpoint, a best.pt, was chosen; None: unknown."""
     of = describe_images(metrics.images) if name == "train" else describe(_result(metrics))       # those were learned
     top5 = f"top-5 {metrics.top5:.2%}, " if num_classes > len(metrics.top) else ""
     print(f"{name} accuracy {metrics.accuracy:.2%}, {top5}loss {metrics.loss:.4f} ({of})")
-    if chosen:
-        print("best.pt was chosen on these images, so on new ones it is probably a little less accurate")
+    if chosen is None:
+        print("warning: the data have changed since best.pt was saved, so it may have been chosen on some of these images")
+    elif chosen:
+        some = "" if chosen == metrics.images else f"{chosen} of "
+        print(f"best.pt was chosen on {some}these images, so on new ones it is probably a little less accurate")
 
 
 def _result(metrics: EvalMetrics) -> Result:
