@@ -136,7 +136,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check_order(model: str, inputs: Sequence[str]) -> None:
-    """Raises ConfigError where MODEL is none, which most often means that it was typed after the images."""
+    """Raise ConfigError where MODEL is none, which most often means that it was typed after the images."""
     try:
         require_weights(model)
     except ModelError as error:
@@ -183,7 +183,7 @@ def main(argv: list[str]) -> int:
 
 
 def check(options: argparse.Namespace, opened: "Opened") -> None:
-    """Raises ConfigError for arguments that the model cannot fulfill."""
+    """Raise ConfigError for arguments that the model cannot fulfill."""
     if not opened.has_head:
         raise ConfigError(f"MODEL {options.model} has no head, and so no classes. Fine-tune it first (PRETRAINED_DIR="
                           f"{shlex.quote(options.model)} bash train.sh), and give the run folder")

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def check(flags: dict) -> None:
-    """Raises ConfigError or FolderError for what can be known without data and PyTorch."""
+    """Raise ConfigError or FolderError for what can be known without data and PyTorch."""
     first = launch.place().rank == 0
     configuration.check(flags, written=("output_dir", "log_dir") if first else ())
     if first and "name" in flags and not flags.keys() & {"resume_path", "eval_only"}:
@@ -65,7 +65,7 @@ def check(flags: dict) -> None:
 
 
 def check_weights(flags: dict) -> None:
-    """Raises ConfigError for weights of a flag that are neither there nor published, or are no file of weights. A resumed run has
+    """Raise ConfigError for weights of a flag that are neither there nor published, or are no file of weights. A resumed run has
     its own."""
     for flag in ("pretrained_dir", "teacher"):
         configuration.check_published(flags, published_name, published_names(), flag)
@@ -79,7 +79,7 @@ def check_weights(flags: dict) -> None:
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
-    """Trains -> exit code: 0, or that of a run that was asked to stop"""
+    """Train -> exit code: 0, or that of a run that was asked to stop"""
     from utils import build, distributed
     from utils.report import batch_picture, summary
 
@@ -111,7 +111,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
 
 
 def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks") -> None:
-    """Evaluates the checkpoint, or the start weights with their head, and prints the results."""
+    """Evaluate the checkpoint, or the start weights with their head, and print the results."""
     from utils import build, distributed
     from utils.device import SMALLER_EVALUATION
     from utils.report import summary

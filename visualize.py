@@ -112,13 +112,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check_image(path: str | Path) -> None:
-    """Raises ConfigError where nothing is there."""
+    """Raise ConfigError where nothing is there."""
     if not os.path.exists(path):
         raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
 
 
 def check_output(path: Path) -> None:
-    """Raises ConfigError where no picture can be written at the path, a file or a folder."""
+    """Raise ConfigError where no picture can be written at the path, a file or a folder."""
     if path.is_dir() or not (path.suffix or path.exists()):
         check_writable("--output", path)
         return
@@ -129,7 +129,7 @@ def check_output(path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
+    """Raise ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
     if path.is_file() and (contents := path.read_bytes()) and b"matplotlib" not in contents.lower():
         raise ConfigError(f"--output {path} exists and was not drawn by this program, so it is not replaced. Give another name")
 

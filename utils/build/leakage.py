@@ -23,7 +23,7 @@ DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
 def start_run(start: str) -> tuple[Path, dict] | None:
-    """Returns the checkpoint of --pretrained_dir and its fields, if it is of a run of this program.
+    """Return the checkpoint of --pretrained_dir and its fields, if it is of a run of this program.
 
     Raises ConfigError for settings that no run has.
     """
@@ -39,7 +39,7 @@ def start_run(start: str) -> tuple[Path, dict] | None:
 
 
 def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:
-    """Returns, by name of a held-out split, the number of its images that the run `start` was trained on, if there are any.
+    """Return, by name of a held-out split, the number of its images that the run `start` was trained on, if there are any.
 
     splits: of `dataset` in `data_dir`. None: unknown, because the data have changed since.
     """
@@ -63,7 +63,7 @@ def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> 
 
 
 def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Splits) -> str:
-    """Returns a warning for a run that starts from these weights, or ''. sources: has `dataset`, `data_dir` and fractions."""
+    """Return a warning for a run that starts from these weights, or ''. sources: has `dataset`, `data_dir` and fractions."""
     seen = seen_images(start, sources.dataset, sources.data_dir, splits)
     if seen is None:
         return (f"warning: the images in {sources.data_dir} are not those that {path} was trained on (images were added, "
@@ -76,7 +76,7 @@ def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Spli
 
 
 def advise(start: Mapping, drawn: dict) -> str:
-    """Returns the flags with which the same images are held out as in the run `start`. `drawn`: the values of DRAWN here."""
+    """Return the flags with which the same images are held out as in the run `start`. `drawn`: the values of DRAWN here."""
     theirs = {name: start["config"].get(name) or 0 for name in DRAWN}
     advice, values = "Hold out the same images as that run", theirs
     if not (theirs["val_fraction"] or theirs["test_fraction"]):

@@ -62,7 +62,7 @@ def check_conflicts(values: dict, conflicts: tuple = CONFLICTS) -> None:
 
 
 def check_effects(flags: dict, values: dict) -> None:
-    """Raises ConfigError for a flag that would change nothing."""
+    """Raise ConfigError for a flag that would change nothing."""
     for name in flags:
         if not _holds(FLAGS[name].has_effect, values, if_missing=True):
             raise ConfigError(f"--{name} only has an effect with {FLAGS[name].requires[1]}. Add that or omit --{name}.")
@@ -80,7 +80,7 @@ def check_flags(flags: dict) -> None:
 
 
 def check_batch(values: dict, ranks: int, resumed: bool) -> None:
-    """Raises ConfigError unless the batch divides into equal micro-batches; the message names the nearest sizes."""
+    """Raise ConfigError unless the batch divides into equal micro-batches; the message names the nearest sizes."""
     if values["eval_only"] or "train_batch_size" not in values:
         return
     size, micro_steps = values["train_batch_size"], values["gradient_accumulation_steps"]
@@ -97,7 +97,7 @@ def check_batch(values: dict, ranks: int, resumed: bool) -> None:
 
 
 def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None) -> None:
-    """Raises ConfigError unless each process has a node of the binary tree in which --exact sums (utils/training/exact.py)."""
+    """Raise ConfigError unless each process has a node of the binary tree in which --exact sums (utils/training/exact.py)."""
     micro_steps = values["gradient_accumulation_steps"]
     if not values["exact"] or values["eval_only"]:
         return
@@ -111,7 +111,7 @@ def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None
 
 
 def check_facts(values: dict, facts: Facts) -> None:
-    """Raises ConfigError where the data do not fit the settings."""
+    """Raise ConfigError where the data do not fit the settings."""
     if values["test"] == "never" and facts.test_is_val and facts.train_images:
         raise ConfigError("--test never: the only held-out images of these data, val or test, are also the test set, so none "
                           "would be left to evaluate on. Hold out training images to choose on: --val_fraction 0.1")
@@ -121,7 +121,7 @@ def check_facts(values: dict, facts: Facts) -> None:
 
 
 def check_head(values: Values, facts: Facts) -> None:
-    """Raises ConfigError unless a head that is kept has the classes of the data, in a known order."""
+    """Raise ConfigError unless a head that is kept has the classes of the data, in a known order."""
     if values["head"] != "keep":
         return
     if facts.start_head_classes == facts.num_classes:
@@ -138,7 +138,7 @@ def check_head(values: Values, facts: Facts) -> None:
 
 
 def check_packages(what: str, names: tuple[str, ...], requirements: str) -> None:
-    """Raises ConfigError, with the command to install it, for a package that this Python lacks. what: the flag that needs it."""
+    """Raise ConfigError, with the command to install it, for a package that this Python lacks. what: the flag that needs it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"{what} needs the package {missing[0]}. Install it: {launch.command_to_install(requirements)}")
 

@@ -78,7 +78,7 @@ def _is(name: str, *values: str) -> tuple[Callable[[Mapping], Any], str]:
 
 
 def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
-    """Holds where any of the flags is set."""
+    """Whether any of the flags is set."""
     return lambda config: any(config[name] for name in names), " or ".join(f"--{name}" for name in names)
 
 

@@ -42,7 +42,7 @@ def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
 
 
 def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) -> None:
-    """Draws the curves, and the attention before and after edits; prints the summary. On rank 0.
+    """Draw the curves, and the attention before and after edits; print the summary. On rank 0.
 
     Raises StorageError at the end if a picture or table cannot be written.
     """
@@ -65,7 +65,7 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
 
 @contextlib.contextmanager
 def _collect_failures(failed: list[str]) -> Iterator[None]:
-    """Adds the error of a file that cannot be written to `failed`; the summary is printed in any case."""
+    """Add the error of a file that cannot be written to `failed`; the summary is printed in any case."""
     try:
         yield
     except (StorageError, OSError) as error:
@@ -104,14 +104,14 @@ def _result(metrics: EvalMetrics) -> Result:
 
 
 def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str], checkpoint: str = "") -> None:
-    """Writes the tables and prints where they are; `checkpoint` as write_confusion takes it."""
+    """Write the tables and print where they are; `checkpoint` as write_confusion takes it."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in write_confusion(folder, metrics.confusion, classes, checkpoint):
         print(f"  wrote {file}")
 
 
 def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], failed: list[str], title: str) -> None:
-    """Prints the results of a run, its files, and commands to type next; writes the curves and the confusion matrix.
+    """Print the results of a run, its files, and commands to type next; write the curves and the confusion matrix.
 
     final: the name of the split that was evaluated last; speed: lines of profiling.summary; title: the model and its data set.
     Errors of the disk go to `failed`.
