@@ -22,7 +22,7 @@ with process.imports("annotate.py"):
     from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
     from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_opened, check_packages, check_writable
-    from utils.config.types import METAVARS, port, user_path
+    from utils.config.types import METAVARS, new_path, port, user_path
     from utils.files import no_folder
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
     group.add_argument("--split", choices=("train", "val", "test"), default="train",
                        help="images to show; training learns only from edits of train (default: train)")
     group = parser.add_argument_group("edits and page")
-    group.add_argument("--edits", type=user_path, metavar="DIR",
+    group.add_argument("--edits", type=new_path, metavar="DIR",
                        help="folder of the edits; it is made if necessary (default: that of the run's --attention_edits, or "
                        "else the folder edits next to the checkpoint)")
     group.add_argument("--who", metavar="TEXT", default="", help="who edits, which is saved with every edit (default: nothing)")
@@ -111,7 +111,7 @@ def annotate(args: argparse.Namespace) -> None:
 
 
 def default_edits(opened: "Opened") -> Path:
-    """Returns the folder from which the run learned, if it is there, or else edits in the run folder; output/edits for a model
+    """Return the folder from which the run learned, if it is there, or else edits in the run folder; output/edits for a model
     that belongs to no run."""
     learned = opened.settings["attention_edits"]
     if learned and Path(learned).is_dir():
@@ -131,7 +131,7 @@ def newest_run() -> Path:
 
 
 def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
-    """Returns the model and the requested images. Raises ConfigError or DataError."""
+    """Return the model and the requested images. Raises ConfigError or DataError."""
     import numpy as np
 
     import models
@@ -169,7 +169,7 @@ def open_gallery(args: argparse.Namespace, opened: "Opened") -> "Gallery":
 
 
 def find_images(data: str | None, part: str, settings: dict, reading: "Reading"):
-    """Returns the split, the names of its classes by label (none: without labels), and what to call the data.
+    """Return the split, the names of its classes by label (none: without labels), and what to call the data.
 
     Raises ConfigError or DataError.
     """
@@ -201,7 +201,7 @@ def find_images(data: str | None, part: str, settings: dict, reading: "Reading")
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Returns the image files of a folder, without hidden ones such as macOS's ._NAME.jpg."""
+    """Return the image files of a folder, without hidden ones such as macOS's ._NAME.jpg."""
     from utils.data.class_folders import Scan
     from utils.data.image_files import IMAGE_EXTENSIONS
 
@@ -209,7 +209,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def warn_of_names(split, where: str, part: str, settings: dict, reading: "Reading") -> None:
-    """Warns if no image has the name of an image of the run's own data set, if that is on this machine."""
+    """Warn if no image has the name of an image of the run's own data set, if that is on this machine."""
     kind, folder = settings["dataset"], settings["data_dir"]
     if kind in PUBLISHED and not Path(folder, PUBLISHED[kind]).is_dir():
         return                                          # it would be downloaded
@@ -222,7 +222,7 @@ def warn_of_names(split, where: str, part: str, settings: dict, reading: "Readin
 
 
 def layout_of(folder: Path, own: str) -> str:
-    """Returns how to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder".
+    """Return how to read a folder: as the data set of the run (`own`), "csv", "images" (without labels) or "folder".
 
     Raises ConfigError.
     """
@@ -260,14 +260,14 @@ class Viewer:
         self.own = self._cached(128, self._predict_with_attention)
 
     def _cached(self, count: int, make):
-        """Returns a function that computes `make`(index) and caches it until the file of the image changes."""
+        """Return a function that computes `make`(index) and caches it until the file of the image changes."""
         from utils.attention import edits
 
         remembered = functools.lru_cache(count)(lambda index, checksum: make(index))
         return lambda index: remembered(index, edits.checksum(self.split, index))
 
     def _seen(self, index: int):
-        """Returns the model's view, uint8 (C, height, width), and its region of the stored image. Raises ImageError."""
+        """Return the model's view, uint8 (C, height, width), and its region of the stored image. Raises ImageError."""
         image, _ = self.split[index]
         return self.transform(image), self.region_of((image.height, image.width))
 
@@ -275,7 +275,7 @@ class Viewer:
         return self.seen(index)[1]
 
     def picture(self, index: int) -> "Image.Image":
-        """Returns the part of the image that the model sees, in the image's own pixels (at most LARGEST on a side), in grey for a
+        """Return the part of the image that the model sees, in the image's own pixels (at most LARGEST on a side), in grey for a
         model of one channel. A person recognizes in it what 32 px do not show. Raises ImageError."""
         from PIL import Image
 
@@ -295,7 +295,7 @@ class Viewer:
             return self.model.forward_to(images, self.first)
 
     def predict_with_attention(self, index: int, values=None, edited=None):
-        """Returns an editing.Prediction of the model without or with an edit, arrays (h, w). Raises ImageError."""
+        """Return an editing.Prediction of the model without or with an edit, arrays (h, w). Raises ImageError."""
         return self.own(index) if edited is None else self._predict_with_attention(index, values, edited)
 
     def _predict_with_attention(self, index: int, values=None, edited=None):
@@ -319,7 +319,7 @@ class Viewer:
         return editing.Prediction(*(part.cpu().numpy() for part in parts))
 
     def predict(self, indices: list[int]) -> list[int]:
-        """Returns labels; editing.UNREADABLE for an image that cannot be read."""
+        """Return labels; editing.UNREADABLE for an image that cannot be read."""
         import torch
 
         from utils.attention.editor import session as editing

@@ -15,7 +15,7 @@ from utils.files import atomic_write
 with process.imports("dataset.py"):
     from utils import config
     from utils.config.retired import DATASET_FLAGS
-    from utils.config.types import positive_int, user_path
+    from utils.config.types import new_path, positive_int
 
 PURPOSE = __doc__.partition("\n")[0]
 COMMANDS = (
@@ -64,7 +64,7 @@ def parse(argv: list[str]) -> tuple[str, dict]:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=user_path, metavar="FOLDER", help="a new folder for the prepared images")
+    parser.add_argument("folder", type=new_path, metavar="FOLDER", help="a new folder for the prepared images")
     parser.add_argument("--size", type=positive_int, default=256, metavar="N",
                         help="shorter side of a stored image, in pixels; smaller images keep their size (default: 256)")
 

@@ -17,7 +17,7 @@ with process.imports("export.py"):
     from models.checkpoints.first_look import require_weights
     from models.checkpoints.published import published_name, published_names
     from utils.config import OF_OTHERS, ConfigError, Parser, add_flags_of_others, check_new_file, check_opened, check_packages
-    from utils.config.types import positive_int, user_path
+    from utils.config.types import new_path, positive_int, user_path
     from utils.files import make_parents, where_looked
 
 FORMATS = {"folder": "model.safetensors, config.json and a model card, for timm, transformers and train.py",
@@ -36,7 +36,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("output")
     group.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT",
                        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()))
-    group.add_argument("--output", required=True, type=user_path, metavar="PATH", help="a new file or, with --to folder, a new "
+    group.add_argument("--output", required=True, type=new_path, metavar="PATH", help="a new file or, with --to folder, a new "
                        "folder. The folder that it is in is made if necessary")
     group.add_argument("--opset", type=positive_int, metavar="N", help="with --to onnx: version of ONNX's operators, 18 or more "
                        "(default: PyTorch's)")

@@ -61,7 +61,7 @@ ARGUMENTS = {
                         "folder of the list, or the one that has the images)"}},
     "output": {
         "--output": {"type": user_path, "metavar": "FILE", "help": "a new file; its folder is made if necessary. Until it is "
-                     "complete it is called FILE.partial (default: standard output)"},
+                     "complete it is called FILE.partial; -: standard output (default: standard output)"},
         "--format": {"choices": ("csv", "json", "jsonl"), "default": "csv", "help": "jsonl: an object on each line; json: one "
                      "list (default: csv)"},
         "--top_k": {"type": positive_int, "metavar": "N", "help": f"classes of a row (default: {DEFAULT_TOP_K}; with --split 1)"},
@@ -117,6 +117,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for flag in ("path_column", "image_dir"):
         if getattr(options, flag) and not any(given.lower().endswith(LISTS) for given in options.inputs):
             raise ConfigError(f"--{flag} only has an effect with a list as INPUT ({', '.join(LISTS)})")
+    if options.output == "-":
+        options.output = None
     if options.output and not is_stream(options.output):
         check_new_file("--output", options.output)
     if options.inputs.count("-") > 1:
@@ -134,7 +136,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check_order(model: str, inputs: Sequence[str]) -> None:
-    """Raises ConfigError where MODEL is none, which most often means that it was typed after the images."""
+    """Raise ConfigError where MODEL is none, which most often means that it was typed after the images."""
     try:
         require_weights(model)
     except ModelError as error:
@@ -181,7 +183,7 @@ def main(argv: list[str]) -> int:
 
 
 def check(options: argparse.Namespace, opened: "Opened") -> None:
-    """Raises ConfigError for arguments that the model cannot fulfill."""
+    """Raise ConfigError for arguments that the model cannot fulfill."""
     if not opened.has_head:
         raise ConfigError(f"MODEL {options.model} has no head, and so no classes. Fine-tune it first (PRETRAINED_DIR="
                           f"{shlex.quote(options.model)} bash train.sh), and give the run folder")

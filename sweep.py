@@ -131,7 +131,7 @@ def parse(argv: list[str]) -> tuple[str, list[float], list[str]]:
 
 
 def check_folder(flags: dict) -> None:
-    """Raises FolderError if the folder of the sweep holds a run."""
+    """Raise FolderError if the folder of the sweep holds a run."""
     place = flags.get("output_dir", FLAGS["output_dir"].default), flags.get("name", NAME)
     if not is_sweep(Path(*place)):
         check_free(*place)
@@ -161,7 +161,7 @@ def fraction_to_hold_out(run: argparse.Namespace) -> float:
 
 
 def check_start(run: argparse.Namespace, held_out: float, begun: bool) -> None:
-    """Raises ConfigError if the run that the sweep starts from was trained on images that the sweep chooses on. A sweep that an
+    """Raise ConfigError if the run that the sweep starts from was trained on images that the sweep chooses on. A sweep that an
     older version began is resumed with a warning."""
     from utils.build import leakage
     from utils.data import datasets
@@ -201,7 +201,7 @@ def without(flags: list[str], *names: str) -> list[str]:
 
 
 def claim(folder: Path, settings: dict) -> None:
-    """Makes the sweep's folder. Raises ConfigError if it holds another sweep."""
+    """Make the sweep's folder. Raises ConfigError if it holds another sweep."""
     file = folder / SWEEP_FILE
     if file.exists():
         try:
@@ -248,7 +248,7 @@ def value_before(name: str, settings: dict) -> object:
 
 
 def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
-    """Runs or resumes the trial, unless it has ended -> its row of the table"""
+    """Run or resume the trial, unless it has ended -> its row of the table"""
     from utils.run import checkpoint
     from utils.run import folder as run_folder
 
@@ -280,7 +280,7 @@ def finish(folder: Path, flags: list[str], tried: str, value: float) -> dict:
 
 
 def start(resume: Path | None, *flags: str, trial: bool) -> int:
-    """Runs train.sh -> its exit code. Variables of the script that the flags replace are removed: a resumed run's are all of
+    """Run train.sh -> its exit code. Variables of the script that the flags replace are removed: a resumed run's are all of
     them."""
     settings = re.findall(r'^add (\w+) "\$(\w+)"', Path("train.sh").read_text(encoding="utf-8"), re.MULTILINE)
     ours = {variable for name, variable in settings if resume is not None or name in OF_RUN}
@@ -322,7 +322,7 @@ def write(folder: Path, rows: list[dict], tried: str) -> None:
 
 
 def summarize(folder: Path, rows: list[dict], tried: str) -> None:
-    """Prints the table, then writes it and the picture. Raises StorageError."""
+    """Print the table, then write it and the picture. Raises StorageError."""
     from utils.report import plots
 
     print("\n" + "\n".join(sweeps.table(rows, tried)))

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def check(flags: dict) -> None:
-    """Raises ConfigError or FolderError for what can be known without data and PyTorch."""
+    """Raise ConfigError or FolderError for what can be known without data and PyTorch."""
     first = launch.place().rank == 0
     configuration.check(flags, written=("output_dir", "log_dir") if first else ())
     if first and "name" in flags and not flags.keys() & {"resume_path", "eval_only"}:
@@ -65,7 +65,7 @@ def check(flags: dict) -> None:
 
 
 def check_weights(flags: dict) -> None:
-    """Raises ConfigError for weights of a flag that are neither there nor published, or are no file of weights. A resumed run has
+    """Raise ConfigError for weights of a flag that are neither there nor published, or are no file of weights. A resumed run has
     its own."""
     for flag in ("pretrained_dir", "teacher"):
         configuration.check_published(flags, published_name, published_names(), flag)
@@ -79,7 +79,7 @@ def check_weights(flags: dict) -> None:
 
 
 def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks", stop: process.StopSignal) -> int:
-    """Trains -> exit code: 0, or that of a run that was asked to stop"""
+    """Train -> exit code: 0, or that of a run that was asked to stop"""
     from utils import build, distributed
     from utils.report import batch_picture, summary
 
@@ -111,7 +111,7 @@ def train(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ra
 
 
 def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ranks: "Ranks") -> None:
-    """Evaluates the checkpoint, or the start weights with their head, and prints the results."""
+    """Evaluate the checkpoint, or the start weights with their head, and print the results."""
     from utils import build, distributed
     from utils.device import SMALLER_EVALUATION
     from utils.report import summary
@@ -129,22 +129,22 @@ def evaluate_only(config: "Config", found: "Found", saved: "SavedRun | None", ra
     only_val = config.test == "never" or splits.test is splits.val
     last = {splits.val_name: splits.val} if only_val else {"test": splits.test}
     parts = {"train": splits.train} | last if config.eval_train and len(splits.train) else last
-    path, *run = ((saved.opened.path, saved.state.config, saved.state.step) if saved else
-                  (found.start.path, found.start.settings, found.start.step))
+    path, run, step = ((saved.opened.path, vars(saved.state), saved.state.step) if saved else
+                       (found.start.path, found.start.file.run, found.start.step))
     for name, images in parts.items():
         with distributed.watch(ranks, lambda name=name: f"evaluation on {name}", SMALLER_EVALUATION):
             metrics = evaluate(built.model, loader(images), built.normalize, built.precision, ranks, len(splits.classes),
                                confusion=config.confusion_matrix, on_compiled=on_compiled, flipped=config.tta == "flip",
                                filled=True)
         if ranks.is_main:
-            chosen = build.chosen_on(path, *run, config.to_dict(), splits, name)
+            chosen = build.chosen_on(path, run, step, config.to_dict(), splits, name)
             summary.print_evaluation(name, metrics, len(splits.classes), chosen)
     if ranks.is_main:
         print("  " + "\n  ".join(summary.metric_lines(metrics, len(splits.classes))))
         if config.confusion_matrix:
             # Next to the checkpoint of a run, under its name: the run's tables are of its last step. A published file may be
             # anywhere.
-            folder = path.parent if run[0] else Path(config.output_dir)
+            folder = path.parent if run else Path(config.output_dir)
             summary.print_confusion(folder, metrics, splits.classes, path.stem)
 
 

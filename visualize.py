@@ -26,7 +26,7 @@ with process.imports("visualize.py"):
     from models.checkpoints.published import published_name, published_names
     from utils.config import ConfigError, Parser, add_flags_of_others, check_opened, check_writable, parse_command
     from utils.config import overview as describe_pictures
-    from utils.config.types import fraction, positive_int, user_path
+    from utils.config.types import fraction, new_path, positive_int, user_path
     from utils.files import make_parents, where_looked
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def make_parser(picture: str) -> Parser:
     for group in groups:
         for name, settings in OPTIONS[group].items():
             parser.add_argument(f"--{name}", **settings)
-    parser.add_argument("--output", type=user_path, metavar="PATH", help=f"a file ({', '.join(SUFFIXES)}) or a folder, which is "
+    parser.add_argument("--output", type=new_path, metavar="PATH", help=f"a file ({', '.join(SUFFIXES)}) or a folder, which is "
                         "made if necessary. An earlier picture of the same name is replaced, but no other file (default: the "
                         "run folder, or output/pictures)")
     if picture != "curves":
@@ -112,24 +112,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check_image(path: str | Path) -> None:
-    """Raises ConfigError where nothing is there."""
+    """Raise ConfigError where nothing is there."""
     if not os.path.exists(path):
         raise ConfigError(f"--image {path}: no such file or folder{where_looked(path)}")
 
 
 def check_output(path: Path) -> None:
-    """Raises ConfigError where no picture can be written at the path, a file or a folder."""
-    if path.is_dir() or not path.suffix:
+    """Raise ConfigError where no picture can be written at the path, a file or a folder."""
+    if path.is_dir() or not (path.suffix or path.exists()):
         check_writable("--output", path)
         return
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: a picture is written as {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output {path}: a picture is written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     check_writable("--output", path.parent)
     check_replaceable(path)
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
+    """Raise ConfigError where the path is a file with contents that Matplotlib did not write: a photograph, for example."""
     if path.is_file() and (contents := path.read_bytes()) and b"matplotlib" not in contents.lower():
         raise ConfigError(f"--output {path} exists and was not drawn by this program, so it is not replaced. Give another name")
 

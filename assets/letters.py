@@ -57,7 +57,7 @@ SHIFT = 1.0                              # pixels, half width
 
 
 def stroke_matrix(points: int, smooth: bool) -> FloatArray:
-    """Returns (pieces + 1, points): a stroke's vertices as weighted sums of its points (Catmull-Rom if smooth)."""
+    """Return (pieces + 1, points): a stroke's vertices as weighted sums of its points (Catmull-Rom if smooth)."""
     if not smooth:
         return np.eye(points, dtype=np.float32)
     t = np.arange(CURVE_STEPS, dtype=np.float32) / CURVE_STEPS
@@ -73,7 +73,7 @@ def stroke_matrix(points: int, smooth: bool) -> FloatArray:
 
 
 def parse(shape: str) -> list[tuple[FloatArray, FloatArray]]:
-    """Returns the points (P, 2), x and y, and the `stroke_matrix` of each stroke of one way to write a letter."""
+    """Return the points (P, 2), x and y, and the `stroke_matrix` of each stroke of one way to write a letter."""
     strokes = []
     for stroke in shape.split(","):
         stroke = stroke.strip()
@@ -87,7 +87,7 @@ def uniform(rng: np.random.Generator, low: float, high: float, count: int) -> Fl
 
 
 def place(strokes: list[FloatArray], pen: FloatArray, rng: np.random.Generator) -> list[FloatArray]:
-    """Turns and slants the strokes, each (n, V, 2), and fits each letter to a box like the digits'."""
+    """Turn and slant the strokes, each (n, V, 2), and fit each letter to a box like the digits'."""
     n = len(pen)
     turn, slant = uniform(rng, -TURN, TURN, n), uniform(rng, -SLANT, SLANT, n)
     strokes = [stroke - 4 for stroke in strokes]
@@ -104,7 +104,7 @@ def place(strokes: list[FloatArray], pen: FloatArray, rng: np.random.Generator) 
 
 
 def rasterise(strokes: list[FloatArray], pen: FloatArray) -> NDArray[np.uint8]:
-    """Returns (n, 8, 8): how many pixels of each 4 x 4 block are within `pen` of a stroke. Strokes are in pixels."""
+    """Return (n, 8, 8): how many pixels of each 4 x 4 block are within `pen` of a stroke. Strokes are in pixels."""
     n = len(pen)
     centres = np.arange(SIDE, dtype=np.float32) + 0.5
     nearest = np.full((n, SIDE, SIDE), np.inf, np.float32)                            # squared distance
@@ -126,7 +126,7 @@ def rasterise(strokes: list[FloatArray], pen: FloatArray) -> NDArray[np.uint8]:
 
 
 def draw_shape(shape: str, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Returns `count` drawings of one way to write a letter, (count, 8, 8)."""
+    """Return `count` drawings of one way to write a letter, (count, 8, 8)."""
     strokes = []
     for points, matrix in parse(shape):
         moved = points + POINT_JITTER * rng.standard_normal((count, *points.shape), np.float32)
@@ -136,7 +136,7 @@ def draw_shape(shape: str, count: int, rng: np.random.Generator) -> NDArray[np.u
 
 
 def draw_letters(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns images (count, 8, 8), 0..16, and labels (count,), 0 for A to 25 for Z. Equal seeds give equal letters."""
+    """Return images (count, 8, 8), 0..16, and labels (count,), 0 for A to 25 for Z. Equal seeds give equal letters."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(len(SHAPES), size=count)
     ways = rng.random(count)

@@ -30,14 +30,14 @@ TEST_LETTERS = 5000
 
 
 def letters(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns images (count, 3, 8, 8) in -1..1, as the model gets the digits, and labels (count,)."""
+    """Return images (count, 3, 8, 8) in -1..1, as the model gets the digits, and labels (count,)."""
     images, labels = draw_letters(count, seed)
     pixels = np.round(images * np.float32(255 / 16)) / np.float32(127.5) - 1
     return torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1), torch.from_numpy(labels)
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Returns the learning rate: linear warm-up, then a cosine to zero."""
+    """Return the learning rate: linear warm-up, then a cosine to zero."""
     warmup = max(round(WARMUP * steps), 1)
     if step < warmup:
         return LEARNING_RATE * (step + 1) / warmup
@@ -45,7 +45,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(model: nn.Module, steps: int, seeds: np.random.Generator) -> None:
-    """Trains with AdamW; each letter is used once."""
+    """Train with AdamW; each letter is used once."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
     model.train()
     for step in range(steps):

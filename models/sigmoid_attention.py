@@ -67,7 +67,7 @@ class AttendSigmoid(Attend):
 
 
 def edit_logits(logits: Tensor, values: Tensor, edited: Tensor) -> Tensor:
-    """Returns logit(values) where edited, the logits elsewhere. All broadcast to one shape; logits in float32 or wider.
+    """Return logit(values) where edited, the logits elsewhere. All broadcast to one shape; logits in float32 or wider.
 
     0 and 1 mean "at most" and "at least": they are replaced by EPS and 1 - EPS (logits of -16.6 and 16.6), unless the
     logit is already beyond that.

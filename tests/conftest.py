@@ -50,7 +50,7 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Makes every download fail."""
+    """Make every download fail."""
     def fail(*_, **__):
         raise urllib.error.URLError("no network here")
 
@@ -107,7 +107,7 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sets one thread after each test. A resumed run uses as many threads as before; forked runs would inherit a larger number,
+    """Set one thread after each test. A resumed run uses as many threads as before; forked runs would inherit a larger number,
     but not the threads."""
     yield
     torch.set_num_threads(1)

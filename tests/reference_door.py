@@ -21,26 +21,26 @@ HALF = (0.5,) * 3
 
 
 def resize_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], rule: str) -> Tensor:
-    """Resizes position embeddings (1, prefix + h * w, d) -> (1, prefix + h' * w', d); prefix rows are kept. rule: bilinear or
+    """Resize position embeddings (1, prefix + h * w, d) -> (1, prefix + h' * w', d); prefix rows are kept. rule: bilinear or
     bicubic."""
     return resize(table, old_grid, new_grid, rule)
 
 
 def learning_rates(kind: str, warmup: int, total: int, peak: float) -> list[float]:
-    """Returns the learning rates of steps 1 to total. kind: cosine, linear or constant."""
+    """Return the learning rates of steps 1 to total. kind: cosine, linear or constant."""
     return [peak * lr_multiplier(step, warmup, total, kind) for step in range(1, total + 1)]
 
 
 def train_trace(model: nn.Module, images: Tensor, labels: Tensor, batch: int, steps: int, warmup: int, peak: float, decay: str,
                 weight_decay: float, accumulation: int, clip: float) -> list[float]:
-    """Trains the model and returns the losses of the steps, each before its update."""
+    """Train the model and return the losses of the steps, each before its update."""
     metrics = train(model, images, labels, batch, steps, warmup, peak, decay, weight_decay, accumulation, clip)
     return [step.loss for step in metrics]
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, batch: int, steps: int, warmup: int, peak: float, decay: str,
           weight_decay: float, accumulation: int, clip: float) -> list[StepMetrics]:
-    """Trains with SGD, momentum 0.9, in float32, on images (n, h, w, 3) uint8 repeatedly in their order; mean and std 0.5.
+    """Train with SGD, momentum 0.9, in float32, on images (n, h, w, 3) uint8 repeatedly in their order; mean and std 0.5.
 
     `batch` images per step, in `accumulation` micro-batches; clip: the largest norm of the gradient, 0 for no clipping.
     """
@@ -59,7 +59,7 @@ def to_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def micro_batches(images: Tensor, labels: Tensor, batch: int, steps: int, accumulation: int) -> Iterator[Batch]:
-    """Yields the micro-batches of images (n, 3, h, w). Step s, from 0, has images s * batch to (s + 1) * batch - 1, modulo n."""
+    """Yield the micro-batches of images (n, 3, h, w). Step s, from 0, has images s * batch to (s + 1) * batch - 1, modulo n."""
     size = batch // accumulation
     for step, micro in itertools.product(range(steps), range(accumulation)):
         first = step * batch + micro * size

@@ -68,7 +68,7 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
 
 
 def _apple_gpu(local_size: int) -> torch.device:
-    """Raises DeviceError."""
+    """Raise DeviceError."""
     if not torch.backends.mps.is_available():
         why = "macOS is too old for it, or this Mac has none" if torch.backends.mps.is_built() else (
             f"this PyTorch, {torch.__version__}, is built without MPS, which only macOS has")

@@ -218,7 +218,7 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises InUseError if another process holds the lock, OSError if the file cannot be written or locked."""
+        """Raise InUseError if another process holds the lock, OSError if the file cannot be written or locked."""
         descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,7 +239,7 @@ class FileLock:
             self._descriptor = None
 
     def check(self) -> None:
-        """Raises InUseError if another process holds the lock. Creates and locks nothing."""
+        """Raise InUseError if another process holds the lock. Creates and locks nothing."""
         with contextlib.suppress(OSError):             # no lock file, or not readable: `acquire` reports that
             # Closing any descriptor of a file releases all locks of this process on it, so its own locks are not checked.
             if any(process == os.getpid() and os.path.samestat(os.fstat(own), os.stat(self._path))

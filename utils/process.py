@@ -271,7 +271,7 @@ class StopSignal:
             os._exit(EXIT_PREEMPTED)
 
     def _listen(self) -> None:
-        """Starts a thread that handles signals while the main thread is in C code and cannot handle them."""
+        """Start a thread that handles signals while the main thread is in C code and cannot handle them."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         self._wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer

@@ -13,13 +13,13 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Returns a 63-bit seed for (run seed, purpose, ...). It is a hash, because generators with adjacent seeds are correlated."""
+    """Return a 63-bit seed for (run seed, purpose, ...). It is a hash, because generators with adjacent seeds are correlated."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 @contextlib.contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Seeds torch's global CPU generator from `parts`, and restores it afterwards.
+    """Seed torch's global CPU generator from `parts`, and restore it afterwards.
 
     torchvision's transforms take no generator and draw from the global one. `torch.manual_seed` would seed every device's
     generator, which costs a hundred times as much as `default_generator.manual_seed`.
@@ -33,7 +33,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
-    """Returns the first 32-bit numbers that torch's CPU generator draws from each seed: (seeds, count) int64.
+    """Return the first 32-bit numbers that torch's CPU generator draws from each seed: (seeds, count) int64.
 
     torch's generator is the Mersenne Twister, seeded with the low 32 bits. numpy has the same generator and draws many numbers
     at once, which is ten times as fast.
@@ -47,7 +47,7 @@ def raw_draws(seeds: Sequence[int], count: int) -> np.ndarray:
 
 
 def seed_device(device: torch.device, *parts: int | str) -> None:
-    """Seeds the global generators that a model on `device` draws from (dropout)."""
+    """Seed the global generators that a model on `device` draws from (dropout)."""
     seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -16,7 +16,7 @@ class TemporaryFolderError(ValueError):
 
 
 def check() -> None:
-    """Raises TemporaryFolderError if TMPDIR cannot be used, because Python would use another folder without a message."""
+    """Raise TemporaryFolderError if TMPDIR cannot be used, because Python would use another folder without a message."""
     if folder := os.environ.get("TMPDIR"):
         try:
             tempfile.TemporaryFile(dir=folder).close()

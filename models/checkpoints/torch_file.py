@@ -204,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage, offset: int, size: tuple, stride: tuple, requires_grad=False, *_) -> Tensor | Placeholder:
-    """Replaces torch._utils._rebuild_tensor_v2, which would enlarge a storage that is too small. Raises WeightsError for one."""
+    """Replace torch._utils._rebuild_tensor_v2, which would enlarge a storage that is too small. Raises WeightsError for one."""
     if not isinstance(storage, _Storage):
         return Placeholder()
     numel, stored = math.prod(size), len(storage.memory) // storage.dtype.itemsize
@@ -221,7 +221,7 @@ def _rebuild_parameter(data, requires_grad=True, *_) -> Tensor | Placeholder:
 
 
 def _rebuild_bytes(text: str = "", *_) -> bytes:
-    """Replaces _codecs.encode, by which pickles of protocol 2 write bytes, and `bytes`, by which they write empty ones."""
+    """Replace _codecs.encode, by which pickles of protocol 2 write bytes, and `bytes`, by which they write empty ones."""
     return text.encode("latin1")
 
 
@@ -246,7 +246,7 @@ class _Array(np.ndarray):
 
 
 def _rebuild_array(*_) -> _Array:
-    """Replaces numpy's _reconstruct: returns the empty array that the pickle fills next."""
+    """Replace numpy's _reconstruct: return the empty array that the pickle fills next."""
     return _Array((0,), "V1")
 
 

@@ -46,7 +46,7 @@ def browser():
 
 @pytest.fixture
 def context(browser):
-    """Checks that no page sends a request to another origin, and that none logs an error."""
+    """Check that no page sends a request to another origin, and that none logs an error."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, service_workers="block")
     context.set_default_timeout(8000)
     complaints, asked = watch(context)

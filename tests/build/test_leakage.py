@@ -33,17 +33,31 @@ def seen(start: dict, data_dir="tree", **fractions):
     return seen_images(start, "folder", data_dir, open_splits("folder", data_dir, **fractions))
 
 
-def test_images_that_best_pt_was_chosen_on_are_recognized():
-    """They are the same split of the same data as in the run."""
-    run = before() | {"dataset": "folder", "data_dir": "tree", "val_fraction": 0.1}
-    splits, best = SimpleNamespace(val_name="val"), Path("output/r/best.pt")
-    assert chosen_on(best, run, 4, run, splits, "val")
-    assert not chosen_on(best, run, 4, run, splits, "test")
-    assert not chosen_on(Path("step-00000004.pt"), run, 4, run, splits, "val")
-    assert not chosen_on(best, run, run["num_steps"], run, splits, "val"), "the last step would have been reported anyway"
-    for name, value in (("data_dir", "study"), ("val_fraction", 0.2), ("split_seed", 1)):
-        assert not chosen_on(best, run, 4, run | {name: value}, splits, "val")
-    assert not chosen_on(best, None, None, run, splits, "val"), "a file of another program with that name"
+def chosen(run: dict, name: str = "val", path="output/r/best.pt", step=4, data_dir="tree", **fractions):
+    config = run["config"] | {"data_dir": data_dir} | fractions
+    drawn = {key: config[key] for key in ("val_fraction", "test_fraction", "split_seed")}
+    return chosen_on(Path(path), run, step, config, open_splits("folder", data_dir, **drawn), name)
+
+
+def test_images_that_best_pt_was_chosen_on_are_recognized(trained):
+    run = trained(val_fraction=0.1)
+    assert chosen(run) == 4 and chosen(run, "test") == chosen(run, path="step-00000004.pt") == chosen(run, "train") == 0
+    assert chosen(run, step=run["config"]["num_steps"]) == 0, "the last step would have been reported anyway"
+    assert chosen(run, val_fraction=0.5) + chosen(run, val_fraction=0.5, split_seed=1) > 4, "some are the same images"
+    splits = open_splits("folder", "tree")
+    assert chosen_on(Path("output/r/best.pt"), None, None, run["config"], splits, "val") == 0, "a file of another program"
+
+
+def test_images_that_best_pt_was_chosen_on_are_recognized_in_another_split(trained):
+    """A run chose on the folder val/, which is the test set once a val is drawn from train."""
+    run = trained()
+    assert chosen(run, "test", val_fraction=0.25) == 40 and chosen(run, "val", val_fraction=0.25) == 0
+    shutil.copytree("tree", "moved")
+    assert chosen(run, "test", data_dir="moved", val_fraction=0.25) == 40
+    make_tree(Path("wood"), images=10)
+    assert chosen(run, "test", data_dir="wood", val_fraction=0.25) == 0
+    shutil.copy("tree/train/ant/0.png", "tree/train/ant/new.png")
+    assert chosen(run, "test", val_fraction=0.25) is None, "the data have changed"
 
 
 def test_held_out_images_that_were_trained_on_are_counted(trained):

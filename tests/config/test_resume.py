@@ -153,7 +153,7 @@ def test_another_number_of_processes_keeps_the_micro_batches():
 def test_sources_of_a_resumed_runs_settings():
     sources = choose({"data_dir": "moved", "num_epochs": 3.0}, RUN | {"dataset": "folder", "pretrained_dir": "w.npz"})
     assert (sources.dataset, sources.data_dir, sources.start) == ("folder", "moved", "none")
-    assert "--test never" in message({"test": "never"}, facts=Facts(1000, 10, test_is_val=True))
+    assert "val or test, are also the test set" in message({"test": "never"}, facts=Facts(1000, 10, test_is_val=True))
 
 
 def test_changes_are_listed():

@@ -121,7 +121,7 @@ def test_cub(tmp_path, name):
 
 
 def line(file: str, number: int, text: str | None):
-    """Replaces a line (from 1), or takes it out."""
+    """Replace a line (from 1), or take it out."""
     def damage(place: Path) -> None:
         lines = (place / file).read_text().splitlines()
         lines[number - 1:number] = [] if text is None else [text]

@@ -243,7 +243,7 @@ HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 40
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """Replaces pillow-heif by a module that reads every HEIC file as 6 x 4 px of one color."""
+    """Replace pillow-heif by a module that reads every HEIC file as 6 x 4 px of one color."""
     class HeifImage(ImageFile.ImageFile):
         format = "HEIF"
 

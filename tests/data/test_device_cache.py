@@ -70,7 +70,7 @@ WAYS = (CachedImages.resize_each, CachedImages.resize_together)
 
 @pytest.fixture
 def width_first(monkeypatch):
-    """Makes Pillow resize the width first. From version 13 on it may start with the height if that is less work."""
+    """Make Pillow resize the width first. From version 13 on it may start with the height if that is less work."""
     resize = Image.Image.resize
 
     def in_two(image, size, *args, **options):

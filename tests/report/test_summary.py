@@ -136,11 +136,16 @@ def test_trials_of_a_sweep_print_no_commands(printed, monkeypatch):
 
 
 def test_an_evaluation_has_an_interval(capsys):
-    summary.print_evaluation("val", RESULT, 6, chosen=True)
+    summary.print_evaluation("val", RESULT, 6, chosen=200)
+    for chosen in (0, 3, None):
+        summary.print_evaluation("test", RESULT, 5, chosen)
     summary.print_evaluation("train", RESULT, 5)
+    test = "test accuracy 80.00%, loss 0.5000 (200 images; 95% interval 73.9% to 85.0%)"
     assert capsys.readouterr().out.splitlines() == [
         "val accuracy 80.00%, top-5 99.00%, loss 0.5000 (200 images; 95% interval 73.9% to 85.0%)",
         "best.pt was chosen on these images, so on new ones it is probably a little less accurate",
+        *[test] * 2, "best.pt was chosen on 3 of these images, so on new ones it is probably a little less accurate",
+        test, "warning: the data have changed since best.pt was saved, so it may have been chosen on some of these images",
         "train accuracy 80.00%, loss 0.5000 (200 images)"]
 
 

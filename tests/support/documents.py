@@ -13,18 +13,18 @@ ENDS = ">", "|", "&", "&&", ";"
 
 @cache
 def pages() -> dict[str, str]:
-    """Returns the text of every page, by its path from the root."""
+    """Return the text of every page, by its path from the root."""
     return {path.relative_to(ROOT).as_posix(): path.read_text() for place in PLACES for path in sorted(ROOT.glob(place))}
 
 
 def reader_pages() -> dict[str, str]:
-    """Returns the pages whose commands a reader of README.md is to type."""
+    """Return the pages whose commands a reader of README.md is to type."""
     return {name: text for name, text in pages().items() if name in ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md")
             or name.startswith("docs/")}
 
 
 def block_commands(text: str) -> list[str]:
-    """Returns the lines of the bash blocks, with continued lines joined. Of a whole script only those that start our programs."""
+    """Return the lines of the bash blocks, with continued lines joined. Of a whole script only those that start our programs."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
@@ -33,7 +33,7 @@ def block_commands(text: str) -> list[str]:
 
 
 def inline_commands(text: str) -> list[str]:
-    """Returns the commands between backticks, without those with a placeholder (a bare word in capitals, or ...), and without
+    """Return the commands between backticks, without those with a placeholder (a bare word in capitals, or ...), and without
     those of other programs: the first column of a table "there" and "here"."""
     found, theirs = [], False
     for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
@@ -45,7 +45,7 @@ def inline_commands(text: str) -> list[str]:
 
 
 def words_of(command: str) -> tuple[dict[str, str], list[str]]:
-    """Returns the variables that a command sets, and its words, without what a shell does behind a > or |. The part in front of
+    """Return the variables that a command sets, and its words, without what a shell does behind a > or |. The part in front of
     a pipe into one of our programs is left out."""
     words = shlex.split(command, comments=True)
     if "|" in words and "python" in words[words.index("|"):]:
@@ -56,14 +56,14 @@ def words_of(command: str) -> tuple[dict[str, str], list[str]]:
 
 
 def links(text: str) -> list[str]:
-    """Returns the targets of the links and pictures that are not addresses of the web."""
+    """Return the targets of the links and pictures that are not addresses of the web."""
     text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
     return [target for target in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)", text) if not re.match(r"[a-z]+:", target)]
 
 
 @cache
 def anchors(name: str) -> set[str]:
-    """Returns the anchors that GitHub gives the headings of a page: lower case, no punctuation, hyphens for spaces, numbers for
+    """Return the anchors that GitHub gives the headings of a page: lower case, no punctuation, hyphens for spaces, numbers for
     repeats."""
     found: list[str] = []
     text = re.sub(r"^```.*?^```", "", pages()[name], flags=re.DOTALL | re.MULTILINE)

@@ -94,7 +94,7 @@ def in_child(folder: Path, call: Callable[[], object], result: Callable[[], str]
 
 
 def _live(folder: Path, call: Callable, result: Callable) -> None:
-    """Runs in the child; never returns."""
+    """Run in the child; never return."""
     code = 1
     try:
         os.chdir(folder)
@@ -169,7 +169,7 @@ FILE = f"output/r/step-{AT:08d}.pt"
 
 
 def _python() -> int:
-    """Opens the checkpoint as a Python program does, which prints the text of errors itself."""
+    """Open the checkpoint as a Python program does, which prints the text of errors itself."""
     from utils.run.checkpoint import CheckpointError
 
     try:

@@ -64,7 +64,7 @@ def start(folder: Path, *flags: str, ranks: int = 1, before=None, log: str = "ou
 
 
 def _live(folder: Path, argv: list[str], rank: int, ranks: int, port: int, before, log: str) -> None:
-    """Runs in the child; never returns to pytest."""
+    """Run in the child; never return to pytest."""
     code = 1
     try:
         os.setsid()

@@ -45,7 +45,7 @@ def with_values(cells: list[dict], values: dict[str, str]) -> list[str]:
 
 
 def run(sources: list[str]) -> Iterator[list[dict]]:
-    """Runs cells one after the other -> the outputs of each, as a notebook stores them. Magics are skipped."""
+    """Run cells one after the other -> the outputs of each, as a notebook stores them. Magics are skipped."""
     shown = []
     names = {"display": lambda figure: shown.append(("display_data", figure))}
     for number, source in enumerate(sources, 1):

@@ -102,7 +102,7 @@ def test_prepare_skips_bad_images_with_the_flags_that_it_names(capsys):
     (["prepare", "out", "--size", "0"], "--size must be 1 or more, got 0"),
     (["prepare", "out", *FOLDER, "--val_fraction", "0.1"], "--val_fraction"),
     (["check", "--num_steps", "1"], "--num_steps"),
-    (["check", "--data_dir", "tree"], "--data_dir only has an effect with --dataset folder (DATASET=folder), for"),
+    (["check", "--data_dir", "tree"], "--data_dir only has an effect with --dataset folder (DATASET=folder) for your"),
     (["check", *FOLDER, "--split_seed", "1"], "--split_seed only has an effect with --val_fraction or --test_fraction."),
     (["prepare", "out", *FOLDER, "--max_bad_images", "1"], "--max_bad_images only has an effect with --bad_images skip."),
     (["check", "--dataset", "folder", "--data_dir", "gone"], "--data_dir gone: no such folder"),

@@ -169,7 +169,7 @@ def _object(pairs: list) -> dict:
 
 
 def _edit(fields: object) -> Edit:
-    """Raises ValueError with the reason."""
+    """Raise ValueError with the reason."""
     if not isinstance(fields, dict) or "format" not in fields:
         raise ValueError("not an edit of an image")
     if fields["format"] != FORMAT:

@@ -52,7 +52,7 @@ class Data:
 
 
 def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, built: Built) -> Data:
-    """Raises ConfigError, EditError or CheckpointError on every rank."""
+    """Raise ConfigError, EditError or CheckpointError on every rank."""
     model, splits, began_at = built.model, found.splits, saved.state.step if saved else 0
     val = NamedSplit(splits.val_name, splits.val)
     test = val if splits.test is splits.val else NamedSplit("test", splits.test)        # one object is evaluated once
@@ -82,7 +82,7 @@ def build_data(config: Config, found: Found, saved: SavedRun | None, ranks: Rank
 
 
 def describe_loading(loader: Loader, ranks: Ranks) -> str:
-    """Returns a line on how training images are loaded."""
+    """Return a line on how training images are loaded."""
     if not loader.not_cached:
         return f"loading: all images stay in the memory of the {'GPU' if ranks.device.type == 'cuda' else 'CPU'}"
     count = loader.num_workers
@@ -108,7 +108,7 @@ def build_eval_loader(config: Config, model: ImageTransformer, ranks: Ranks) -> 
 
 
 def _loader_settings(config: Config, ranks: Ranks) -> dict:
-    """Returns the settings that the training and evaluation loaders share."""
+    """Return the settings that the training and evaluation loaders share."""
     workers = config.num_workers
     if workers is None:
         workers = default_workers(config.dataset, ranks.local_size, ranks.device.type)

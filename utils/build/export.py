@@ -38,7 +38,7 @@ GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resnet_style": "google", "mean": (0
 
 
 def class_names(opened: Opened, file: str | None = None) -> list[str]:
-    """Returns the names in the order of the outputs. file: for a model without names, a text file with one name on each line.
+    """Return the names in the order of the outputs. file: for a model without names, a text file with one name on each line.
     Raises ConfigError."""
     if not opened.has_head:
         raise ConfigError(f"{opened.path} has no head, and so no classes. Fine-tune it first (train.py --pretrained_dir "
@@ -65,7 +65,7 @@ def class_names(opened: Opened, file: str | None = None) -> list[str]:
 
 def export(opened: Opened, classes: list[str], to: str, output: Path, opset: int | None = None,
            card: Callable[[dict, dict, Sequence[str]], str] | None = None) -> list[str]:
-    """Writes the model, whole or not at all -> lines about it
+    """Write the model, whole or not at all -> lines about it
 
     to: "folder", "onnx", "torch" or "npz". card(config.json, what it says of the run, notes) -> the text of a folder's model
     card. Raises ConfigError.
@@ -128,19 +128,19 @@ def _write_npz(opened: Opened, classes: list[str], path: Path) -> list[str]:
 
 
 def view_of(opened: Opened) -> dict:
-    """Returns how images are resized for the model (flags)."""
+    """Return how images are resized for the model (flags)."""
     return {name: opened.settings[name] for name in ("interpolation", "eval_crop")}
 
 
 def reading_of(opened: Opened) -> dict:
-    """Returns how a run reads image files (flags); {} for a model that is not of a run."""
+    """Return how a run reads image files (flags); {} for a model that is not of a run."""
     if opened.reading.unknown:
         return {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(opened.reading).items()}
 
 
 def card_facts(opened: Opened) -> dict[str, dict]:
-    """Returns the values in a model card by name, in sections. For an exported folder they are those in its config.json."""
+    """Return the values in a model card by name, in sections. For an exported folder they are those in its config.json."""
     settings, described = opened.settings, describe(opened.path)
     if described.card is not None:
         return described.card
@@ -170,14 +170,14 @@ def card_facts(opened: Opened) -> dict[str, dict]:
 
 
 def _metrics(path: Path, step: int | None) -> dict:
-    """Returns the evaluations at the weights' step."""
+    """Return the evaluations at the weights' step."""
     events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
     return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
             if is_number(event.get(key))}
 
 
 def _start(start: str, model_type: str, known: str = "") -> dict:
-    """Returns the start weights, and their license if it is known."""
+    """Return the start weights, and their license if it is known."""
     if start == "none":
         return {"weights": "none: trained from scratch"}
     name = file_of(model_type) if start == "auto" and model_type in configs.MODELS else start

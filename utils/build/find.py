@@ -77,14 +77,14 @@ class Found:
 
 
 def decide_resume(flags: dict, ranks: Ranks) -> dict:
-    """Returns the flags with which all processes start or resume the run. Rank 0 decides: another node may have been started
+    """Return the flags with which all processes start or resume the run. Rank 0 decides: another node may have been started
     again, or count the restarts differently. Raises LaunchError on every rank."""
     others = {name: value for name, value in flags.items() if name not in launch.RESUME_FLAGS}
     return others | distributed.broadcast_from_main(ranks, lambda: launch.resume_flags(flags))
 
 
 def saved_run(flags: dict, ranks: Ranks) -> SavedRun | None:
-    """Opens the checkpoint of --resume_path; None without one, or if `auto` finds no run yet.
+    """Open the checkpoint of --resume_path; None without one, or if `auto` finds no run yet.
 
     Rank 0 decides which file it is. Raises ConfigError, or FolderError if the run cannot have its folder, on every rank, before
     the data are opened.
@@ -124,14 +124,14 @@ def _open_as_rank_0(path: Path) -> RunCheckpoint:
 
 
 def machine(ranks: Ranks) -> Machine:
-    """Returns the least memory and cores that any rank has, so that all ranks have the same figures."""
+    """Return the least memory and cores that any rank has, so that all ranks have the same figures."""
     cores = max(1, core_count() // ranks.local_size)
     known = distributed.all_gather_objects(ranks, (total_memory(ranks.device, ranks.local_size), cores))
     return Machine(ranks.device.type, *map(min, zip(*known)))
 
 
 def find(sources: Sources, saved: SavedRun | None, ranks: Ranks) -> Found:
-    """Opens the teacher, the data and the start weights. Raises DataError or ConfigError on every rank: first for a data folder
+    """Open the teacher, the data and the start weights. Raises DataError or ConfigError on every rank: first for a data folder
     that lacks its splits, then for a download that fails, before images are read.
 
     The class names of a resumed checkpoint decide the order of the classes, and its run how images are read. So do start weights
@@ -215,7 +215,7 @@ def _need(sources: Sources) -> str:
 
 
 def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
-    """Returns how images are read, as far as that is known. With a head that is kept: as its run read them, which an exported
+    """Return how images are read, as far as that is known. With a head that is kept: as its run read them, which an exported
     folder says too."""
     reading = Reading.of(vars(sources))
     if start is not None and sources.head == "keep":
@@ -225,7 +225,7 @@ def reading_of(sources: Sources, start: OpenedCheckpoint | None) -> Reading:
 
 
 def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
-    """Returns (height, width) of some images, evenly spaced, without those that cannot be read."""
+    """Return (height, width) of some images, evenly spaced, without those that cannot be read."""
     sizes, count = [], min(SIZE_SAMPLE, len(images))
     for number in range(count):
         with contextlib.suppress(ImageError):
@@ -235,7 +235,7 @@ def sample_sizes(images: Dataset) -> tuple[tuple[int, int], ...]:
 
 
 def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
-    """Opens --pretrained_dir: a path, a published name, `auto` (the model's own published file) or `none`. Raises ConfigError."""
+    """Open --pretrained_dir: a path, a published name, `auto` (the model's own published file) or `none`. Raises ConfigError."""
     if start == "none":
         return None
     with given_by("--pretrained_dir"), suggest_local_file():
@@ -243,7 +243,7 @@ def open_start(start: str, model_type: str) -> OpenedCheckpoint | None:
 
 
 def check_start(start: str, model_type: str) -> None:
-    """Raises ConfigError, before images are read, for a published file that is not here and cannot be downloaded."""
+    """Raise ConfigError, before images are read, for a published file that is not here and cannot be downloaded."""
     name = file_of(model_type) if start == "auto" else start
     if not Path(name).exists() and (name := published_name(name)):
         with given_by("--pretrained_dir"), suggest_local_file():
@@ -251,13 +251,13 @@ def check_start(start: str, model_type: str) -> None:
 
 
 def file_of(model_type: str) -> str:
-    """Returns the path or published name that `auto` means."""
+    """Return the path or published name that `auto` means."""
     return os.path.relpath(ROOT / EMBEDDED) if model_type == EMBEDDED_MODEL else published_name(model_type) or model_type
 
 
 @contextlib.contextmanager
 def suggest_local_file() -> Iterator[None]:
-    """Adds to the error of a failed download that a run can start from any local file."""
+    """Add to the error of a failed download that a run can start from any local file."""
     try:
         yield
     except DownloadError as error:
@@ -265,7 +265,7 @@ def suggest_local_file() -> Iterator[None]:
 
 
 def license_of_start(start: OpenedCheckpoint | None) -> str:
-    """Returns the license of the weights: as published, or from the config.json next to them; for a run that of its start
+    """Return the license of the weights: as published, or from the config.json next to them; for a run that of its start
     weights."""
     if start is None:
         return ""
@@ -277,7 +277,7 @@ def license_of_start(start: OpenedCheckpoint | None) -> str:
 
 
 def view_of(start: OpenedCheckpoint) -> dict:
-    """Returns how the start weights saw their images, from their run, the config.json next to them or the page that publishes
+    """Return how the start weights saw their images, from their run, the config.json next to them or the page that publishes
     them; see Facts.start_view."""
     if start.settings is not None:
         of_run = before() | start.settings
@@ -293,7 +293,7 @@ def view_of(start: OpenedCheckpoint) -> dict:
 
 
 def read_row(start: OpenedCheckpoint, sources: Sources) -> dict:
-    """Returns the settings of the model in another program's file, by name; `names_img_size`: its config.json has the image size.
+    """Return the settings of the model in another program's file, by name; `names_img_size`: its config.json has the image size.
 
     Raises ModelError.
     """

@@ -23,7 +23,7 @@ DRAWN = ("val_fraction", "test_fraction", "split_seed")
 
 
 def start_run(start: str) -> tuple[Path, dict] | None:
-    """Returns the checkpoint of --pretrained_dir and its fields, if it is of a run of this program.
+    """Return the checkpoint of --pretrained_dir and its fields, if it is of a run of this program.
 
     Raises ConfigError for settings that no run has.
     """
@@ -39,7 +39,7 @@ def start_run(start: str) -> tuple[Path, dict] | None:
 
 
 def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> dict[str, int] | None:
-    """Returns, by name of a held-out split, the number of its images that the run `start` was trained on, if there are any.
+    """Return, by name of a held-out split, the number of its images that the run `start` was trained on, if there are any.
 
     splits: of `dataset` in `data_dir`. None: unknown, because the data have changed since.
     """
@@ -63,7 +63,7 @@ def seen_images(start: Mapping, dataset: str, data_dir: str, splits: Splits) -> 
 
 
 def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Splits) -> str:
-    """Returns a warning for a run that starts from these weights, or ''. sources: has `dataset`, `data_dir` and fractions."""
+    """Return a warning for a run that starts from these weights, or ''. sources: has `dataset`, `data_dir` and fractions."""
     seen = seen_images(start, sources.dataset, sources.data_dir, splits)
     if seen is None:
         return (f"warning: the images in {sources.data_dir} are not those that {path} was trained on (images were added, "
@@ -76,7 +76,7 @@ def warning_of_seen(start: Mapping, path: str | Path, sources: Any, splits: Spli
 
 
 def advise(start: Mapping, drawn: dict) -> str:
-    """Returns the flags with which the same images are held out as in the run `start`. `drawn`: the values of DRAWN here."""
+    """Return the flags with which the same images are held out as in the run `start`. `drawn`: the values of DRAWN here."""
     theirs = {name: start["config"].get(name) or 0 for name in DRAWN}
     advice, values = "Hold out the same images as that run", theirs
     if not (theirs["val_fraction"] or theirs["test_fraction"]):
@@ -85,13 +85,29 @@ def advise(start: Mapping, drawn: dict) -> str:
     return f"{advice}: {' '.join(flags)}"
 
 
-def chosen_on(path: Path, settings: Mapping | None, step: int, values: Mapping, splits: Splits, name: str) -> bool:
-    """Returns whether the checkpoint was chosen on the images of this split: that is a best.pt, unless it is of the last step,
-    which would have been reported anyway.
+def chosen_on(path: Path, run: Mapping | None, step: int, config: Mapping, splits: Splits, name: str) -> int | None:
+    """Return on how many images of the split `name` the checkpoint was chosen; None: unknown, because the data have changed.
 
-    settings, step: of the checkpoint's run, None where it is of none; values: of the evaluation, of which `splits` are.
+    Only a best.pt is chosen, unless it is of the last step, which would have been reported anyway. run: fields of the
+    checkpoint, as `start` above, None where it is of no run; config: of the evaluation, of which `splits` are.
     """
-    if settings is None or path.name != BEST_FILE or name != splits.val_name:
-        return False
-    run = before() | settings
-    return step != run["num_steps"] and all(run[key] == values[key] for key in (*DRAWN, "dataset", "data_dir"))
+    if not run or path.name != BEST_FILE or name == "train":
+        return 0
+    theirs = before() | run["config"]
+    if step == theirs["num_steps"] or theirs["dataset"] != config["dataset"]:
+        return 0
+    split = splits.held_out[name]
+    if all(theirs[key] == config[key] for key in (*DRAWN, "data_dir")):
+        return len(split) if name == splits.val_name else 0
+    # Their images of the same name may be others now: a `val` that was drawn, where the run had a folder val/.
+    same_place = os.path.realpath(theirs["data_dir"]) == os.path.realpath(config["data_dir"])
+    try:
+        then = splits_of(theirs, data_dir=config["data_dir"], reading=AS_STORED,
+                         rule=ClassRule(theirs["class_order"], tuple(run["classes"])))
+    except DataError:
+        return None if same_place else 0
+    known = run["data"] or (same_place and fingerprint(then.train))              # older checkpoints have none
+    if (len(then.train), fingerprint(then.train)) != (run["train_images"], known):
+        return None if same_place else 0
+    chosen = {then.val.name(index) for index in range(len(then.val))}
+    return sum(split.name(index) in chosen for index in range(len(split)))

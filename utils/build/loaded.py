@@ -17,7 +17,7 @@ from .opened import Opened, find_weights, of_run, open_model
 
 
 def load_model(path: str | Path | OpenedCheckpoint, **typed: object) -> ImageTransformer:
-    """Loads a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which classifies images.
+    """Load a trained model in eval mode, with `classes`, the names of its classes, and `predict`, which classifies images.
 
     path: a run folder (its best.pt), a checkpoint of a run (the averaged weights where it kept them), a file or folder of another
     program with a head, a published name; an OpenedCheckpoint of a run gives the bare model.
@@ -52,7 +52,7 @@ class _NoAnswer:
 
 
 def _of_run(file: OpenedCheckpoint) -> Opened:
-    """Opens a run's model, with empty settings if those of the file are not a run's: they do not say how images are read."""
+    """Open a run's model, with empty settings if those of the file are not a run's: they do not say how images are read."""
     try:
         check_settings(file.settings, file.path)
     except SettingsError:

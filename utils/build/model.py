@@ -62,7 +62,7 @@ class Built:
 
 
 def build_model(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks) -> Built:
-    """Raises ConfigError on every rank."""
+    """Raise ConfigError on every rank."""
     with given_by("--pretrained_dir" if saved is None else "--resume_path", found.start):
         model = distributed.local_main_first(ranks, lambda: _create(config, found, saved))
     if found.start:
@@ -115,7 +115,7 @@ def _check_classes(config: Config, model: ImageTransformer, found: Found) -> Non
 
 
 def compile_model(model: torch.nn.Module, device: torch.device) -> None:
-    """Sets the model to compile at its first call with each size. Raises ConfigError where PyTorch cannot compile."""
+    """Set the model to compile at its first call with each size. Raises ConfigError where PyTorch cannot compile."""
     on_gpu = device.type == "cuda"
     if not on_gpu:                          # PyTorch's builds for GPUs would warn that there is none
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -131,7 +131,7 @@ def compile_model(model: torch.nn.Module, device: torch.device) -> None:
 
 def _print_introduction(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, model: ImageTransformer,
                         precision: str) -> None:
-    """Prints the device, the data, the model, its weights and how images are seen."""
+    """Print the device, the data, the model, its weights and how images are seen."""
     splits, size = found.splits, "x".join(map(str, model.img_size))
     print(f"device: {ranks.size} x {describe_device(ranks.device)}\nprecision: {precision}")
     prepared = f" (prepared, the shorter side {splits.prepared} px at most)" if splits.prepared else ""

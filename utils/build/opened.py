@@ -68,7 +68,7 @@ class Opened:
 
     @property
     def reading(self) -> Reading:
-        """Returns how an image file is read for the model; fields are "auto" if no run set them."""
+        """Return how an image file is read for the model; fields are "auto" if no run set them."""
         return Reading.of(self.settings)
 
     def split(self, name: str | None = None) -> tuple[str, Dataset, tuple[str, ...]]:
@@ -94,7 +94,7 @@ class Opened:
         return name, images, tuple(splits.classes)
 
     def evaluate(self, images: Dataset) -> EvalMetrics:
-        """Evaluates the images as the run does, in its precision and with its mirror images; with `confusion` and `answers`.
+        """Evaluate the images as the run does, in its precision and with its mirror images; with `confusion` and `answers`.
 
         Runs on the device of the model, in this process only. Raises ImageError.
         """
@@ -125,7 +125,7 @@ def eval_transform(model: ImageTransformer, settings: dict) -> Callable:
 
 @contextlib.contextmanager
 def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
-    """Raises ConfigError, "FLAG: ...", if the weights of that flag cannot be used. If numbers of the open file are not finite,
+    """Raise ConfigError, "FLAG: ...", if the weights of that flag cannot be used. If numbers of the open file are not finite,
     the message says that, whatever else is wrong."""
     try:
         yield
@@ -140,7 +140,7 @@ def given_by(flag: str, file: OpenedCheckpoint | None = None) -> Iterator[None]:
 
 
 def find_weights(what: str | Path) -> Path:
-    """Returns the file of a path or published name: of a run folder its best checkpoint, of a folder of timm or transformers its
+    """Return the file of a path or published name: of a run folder its best checkpoint, of a folder of timm or transformers its
     weights. Raises WeightsError or CheckpointError."""
     if not Path(what).exists():
         try:
@@ -151,7 +151,7 @@ def find_weights(what: str | Path) -> Path:
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
-    """Opens the file; of a run of this program its settings and the shapes of its weights are checked.
+    """Open the file; of a run of this program its settings and the shapes of its weights are checked.
 
     Raises WeightsError or ConfigError.
     """
@@ -166,7 +166,7 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
 
 
 def preferred_row(what: str) -> str:
-    """Returns the beginning of the row's name that a published name means, for files whose shapes fit several rows."""
+    """Return the beginning of the row's name that a published name means, for files whose shapes fit several rows."""
     if Path(what).exists():
         return ""
     folder = (published_name(what) or "").partition("/")[0]
@@ -228,7 +228,7 @@ def of_run(file: OpenedCheckpoint, by_folder: bool = False) -> Opened:
 
 
 def _of_other(file: OpenedCheckpoint, what: str, typed: dict, view: dict, heads_if_unknown: int | None, flag: str) -> Opened:
-    """Opens the model of the file, or the one that is typed; with one class if the file has no head."""
+    """Open the model of the file, or the one that is typed; with one class if the file has no head."""
     name, keys = typed.get("model_type"), {"num_heads": typed["num_heads"]} if "num_heads" in typed else {}
     size = typed.get("img_size", file.row.get("img_size") if name is None else None)
     if name is None:

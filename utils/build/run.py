@@ -32,7 +32,7 @@ MAX_SHOWN = 6           # names in a line
 
 
 def build_run(config: Config, found: Found, saved: SavedRun | None, ranks: Ranks, stop: StopSignal) -> Run:
-    """Builds the run and prints what a resumed run changes; writes nothing.
+    """Build the run and print what a resumed run changes; write nothing.
 
     Raises CheckpointError or LoggerError on every rank.
     """
@@ -64,7 +64,7 @@ def print_resume(config: Config, saved: SavedRun, ranks: Ranks) -> None:
 
 
 def check_same_data(config: Config, found: Found, saved: SavedRun, ranks: Ranks) -> None:
-    """Raises CheckpointError unless the data are those of the checkpoint's run, as far as a quick check can show."""
+    """Raise CheckpointError unless the data are those of the checkpoint's run, as far as a quick check can show."""
     state, splits = saved.state, found.splits
     if list(splits.classes) != state.classes:
         raise CheckpointError(f"--data_dir {config.data_dir}: the data have {len(splits.classes)} classes "
@@ -112,7 +112,7 @@ def open_outputs(run: Run, found: Found, built: Built, data: Data, trainer: Trai
 
 
 def plan_of(config: Config, data: Data, criterion: Criterion) -> Plan:
-    """Returns what the warnings of a run that goes badly depend on."""
+    """Return what the warnings of a run that goes badly depend on."""
     classes = data.splits.classes
     counts = torch.bincount(torch.as_tensor(data.splits.train.targets), minlength=len(classes))
     held_out, share = "", 1.0

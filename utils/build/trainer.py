@@ -34,7 +34,7 @@ from .model import Built
 
 def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: Built, data: Data,
                   requests: Callable[[], Requests] = Requests, stop: Callable[[], bool] = lambda: False) -> Trainer:
-    """Builds the trainer, with the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of
+    """Build the trainer, with the `state` of the checkpoint that the run continues, whose tensors are released. `requests`: of
     this process, called at the end of a step; `stop`: of all processes, called between micro-batches. Raises ConfigError on
     every rank."""
     model, precision = built.model, built.precision
@@ -68,7 +68,7 @@ def build_trainer(config: Config, state: RunState | None, ranks: Ranks, built: B
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: RunState, model: ImageTransformer, config: Config,
                     ranks: Ranks) -> None:
-    """Loads the optimizer's state. Raises ConfigError, before loading, for a state that cannot be of this run."""
+    """Load the optimizer's state. Raises ConfigError, before loading, for a state that cannot be of this run."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     earlier = functools.cache(lambda: _earlier_groups(config, state, model))
     as_now = len(state.optimizer.get("param_groups", ())) == len(optimizer.param_groups)
@@ -94,7 +94,7 @@ def build_step_settings(config: Config, state: RunState | None = None) -> StepSe
 
 def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks,
                     state: RunState | None = None) -> torch.optim.Optimizer:
-    """Builds the optimizer of the trained parameters, in their groups; the others are frozen."""
+    """Build the optimizer of the trained parameters, in their groups; the others are frozen."""
     frozen, pool = _freeze(config, model, state)
     if frozen and ranks.is_main:
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -108,7 +108,7 @@ def build_optimizer(config: Config, model: ImageTransformer, ranks: Ranks,
 
 
 def _freeze(config: Config, model: ImageTransformer, state: RunState | None) -> tuple[list[str], bool]:
-    """Freezes what is not trained -> its names, and whether `--train_layers head` also trains pooling by attention.
+    """Freeze what is not trained -> its names, and whether `--train_layers head` also trains pooling by attention.
 
     It does if the pooling's values are new because the file has none; a pooling from the file is part of the frozen model, as in
     a linear probe. A resumed run trains the parameters that its optimizer has.
@@ -142,13 +142,13 @@ def _parameter_groups(config: Config, model: ImageTransformer, by_value: bool = 
 
 
 def _earlier_groups(config: Config, state: RunState, model: ImageTransformer) -> list[dict]:
-    """Returns the groups of an earlier version's checkpoint. Of what they depend on, a resumed run may change only the learning
+    """Return the groups of an earlier version's checkpoint. Of what they depend on, a resumed run may change only the learning
     rate."""
     return _parameter_groups(config.replace(learning_rate=state.config["learning_rate"]), model, by_value=True)
 
 
 def build_criterion(config: Config, data: Data, built: Built, ranks: Ranks) -> Criterion:
-    """Builds the loss: smoothing, class weights and mixing by the configuration, and the parts of the teacher and the edits."""
+    """Build the loss: smoothing, class weights and mixing by the configuration, and the parts of the teacher and the edits."""
     mixer, teacher = None, None
     if config.mixup_alpha or config.cutmix_alpha:
         mixer = Mixer(len(data.splits.classes), config.train_batch_size, config.seed, mixup_alpha=config.mixup_alpha,
@@ -201,7 +201,7 @@ def build_teacher(config: Config, data: Data, built: Built, ranks: Ranks) -> Cal
 
 
 def build_attention_supervision(config: Config, data: Data, model: ImageTransformer, ranks: Ranks) -> AttentionSupervision:
-    """Raises ConfigError if nothing that the edited attention depends on is trained."""
+    """Raise ConfigError if nothing that the edited attention depends on is trained."""
     layers, folder = ", ".join(map(str, model.sigmoid_layers)), Path(config.attention_edits)
     if not any(parameter.requires_grad and decides_attention(model, name) for name, parameter in model.named_parameters()):
         raise ConfigError(f"--attention_edits: nothing that the attention of layer {layers} depends on is trained. Train more "
@@ -217,7 +217,7 @@ def build_attention_supervision(config: Config, data: Data, model: ImageTransfor
 
 
 def decides_attention(model: ImageTransformer, name: str) -> bool:
-    """Returns whether the logits of the last layer with sigmoid attention depend on this parameter."""
+    """Return whether the logits of the last layer with sigmoid attention depend on this parameter."""
     index, last = model.layer_index(name), max(model.sigmoid_layers)
     if index == last == model.depth:                 # pooling by attention, after the last norm
         return name.startswith(("norm.", "attn_pool.latent", "attn_pool.q.", "attn_pool.kv."))
@@ -225,7 +225,7 @@ def decides_attention(model: ImageTransformer, name: str) -> bool:
 
 
 def _wrap(config: Config, built: Built, micro_size: int, ranks: Ranks) -> nn.Module:
-    """Returns the model for training: wrapped in DistributedDataParallel on several ranks, and warmed up (compiled)."""
+    """Return the model for training: wrapped in DistributedDataParallel on several ranks, and warmed up (compiled)."""
     model, precision = built.model, built.precision
     if config.exact:
         distributed.broadcast_weights(model, ranks)

@@ -11,7 +11,7 @@ from utils import launch
 
 from .flags import FLAGS, SETTINGS, SIZES
 from .records import FLAG, RECIPE, Config, Facts, Values
-from .types import ConfigError
+from .types import NO_DASH, ConfigError
 
 FEW_FOR_SCRATCH = 10_000                           # training images; recipes that start from scratch have 50,000 or more
 
@@ -62,7 +62,7 @@ def check_conflicts(values: dict, conflicts: tuple = CONFLICTS) -> None:
 
 
 def check_effects(flags: dict, values: dict) -> None:
-    """Raises ConfigError for a flag that would change nothing."""
+    """Raise ConfigError for a flag that would change nothing."""
     for name in flags:
         if not _holds(FLAGS[name].has_effect, values, if_missing=True):
             raise ConfigError(f"--{name} only has an effect with {FLAGS[name].requires[1]}. Add that or omit --{name}.")
@@ -72,13 +72,15 @@ def check_flags(flags: dict) -> None:
     for name in flags:
         if name not in SETTINGS:
             raise ConfigError(f"no flag is called --{name}")
+        if flags[name] == "-" and name in ("output_dir", "log_dir"):
+            raise ConfigError(f"--{name} {NO_DASH}")
     for steps, epochs in (("num_steps", "num_epochs"), ("warmup_steps", "warmup_epochs")):
         if steps in flags and epochs in flags:
             raise ConfigError(f"--{steps} and --{epochs} contradict each other: set one of them")
 
 
 def check_batch(values: dict, ranks: int, resumed: bool) -> None:
-    """Raises ConfigError unless the batch divides into equal micro-batches; the message names the nearest sizes."""
+    """Raise ConfigError unless the batch divides into equal micro-batches; the message names the nearest sizes."""
     if values["eval_only"] or "train_batch_size" not in values:
         return
     size, micro_steps = values["train_batch_size"], values["gradient_accumulation_steps"]
@@ -95,7 +97,7 @@ def check_batch(values: dict, ranks: int, resumed: bool) -> None:
 
 
 def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None) -> None:
-    """Raises ConfigError unless each process has a node of the binary tree in which --exact sums (utils/training/exact.py)."""
+    """Raise ConfigError unless each process has a node of the binary tree in which --exact sums (utils/training/exact.py)."""
     micro_steps = values["gradient_accumulation_steps"]
     if not values["exact"] or values["eval_only"]:
         return
@@ -109,16 +111,17 @@ def check_exact(values: dict, ranks: int, saved_micro_batches: int | None = None
 
 
 def check_facts(values: dict, facts: Facts) -> None:
-    """Raises ConfigError where the data do not fit the settings."""
+    """Raise ConfigError where the data do not fit the settings."""
     if values["test"] == "never" and facts.test_is_val and facts.train_images:
-        raise ConfigError("--test never leaves no images to evaluate on. Hold out training images: --val_fraction 0.1")
+        raise ConfigError("--test never: the only held-out images of these data, val or test, are also the test set, so none "
+                          "would be left to evaluate on. Hold out training images to choose on: --val_fraction 0.1")
     weights = values["class_weights"]
     if weights not in ("none", "balanced") and not values["eval_only"] and len(weights.split(",")) != facts.num_classes:
         raise ConfigError(f"--class_weights has {len(weights.split(','))} numbers, the data have {facts.num_classes} classes")
 
 
 def check_head(values: Values, facts: Facts) -> None:
-    """Raises ConfigError unless a head that is kept has the classes of the data, in a known order."""
+    """Raise ConfigError unless a head that is kept has the classes of the data, in a known order."""
     if values["head"] != "keep":
         return
     if facts.start_head_classes == facts.num_classes:
@@ -135,7 +138,7 @@ def check_head(values: Values, facts: Facts) -> None:
 
 
 def check_packages(what: str, names: tuple[str, ...], requirements: str) -> None:
-    """Raises ConfigError, with the command to install it, for a package that this Python lacks. what: the flag that needs it."""
+    """Raise ConfigError, with the command to install it, for a package that this Python lacks. what: the flag that needs it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"{what} needs the package {missing[0]}. Install it: {launch.command_to_install(requirements)}")
 

@@ -78,7 +78,7 @@ def _is(name: str, *values: str) -> tuple[Callable[[Mapping], Any], str]:
 
 
 def _has(*names: str) -> tuple[Callable[[Mapping], Any], str]:
-    """Holds where any of the flags is set."""
+    """Whether any of the flags is set."""
     return lambda config: any(config[name] for name in names), " or ".join(f"--{name}" for name in names)
 
 
@@ -93,8 +93,8 @@ FLAGS: dict[str, Flag] = _group(
          "embedded digits)", stored=True, aliases=("data_set", "dataset_name")),
     Flag("data_dir", user_path, "data", "folder of the data set; a published one is downloaded to it", FREE, hidden=False,
          metavar="DIR",
-         requires=(lambda config: config["dataset"] != "digits", "--dataset folder (DATASET=folder), for images of "
-                   "your own, or another --dataset than the embedded digits"), aliases=("data_path",)),
+         requires=(lambda config: config["dataset"] != "digits", "--dataset folder (DATASET=folder) for your own "
+                   "images, or the --dataset of a published data set"), aliases=("data_path",)),
     Flag("val_fraction", fraction, 0.0, "fraction of each class of the training images that is held out to choose the best "
          "checkpoint on, so that the test set stays untouched", hidden=True),
     Flag("test_fraction", fraction, 0.0, "fraction of each class of all images that becomes a new test set; 0: the published "
@@ -190,8 +190,8 @@ FLAGS: dict[str, Flag] = _group(
          "positions", requires=_has("weight_decay")),
     Flag("max_grad_norm", non_negative_float, None, "largest global gradient norm, to which larger ones are clipped; 0: no "
          "clipping", OVERRIDE, stored=True, aliases=("clip_grad", "clip_grad_norm")),
-    Flag("train_layers", trained_layers, "all", "what is trained: all; head, a linear probe, with a pooling by attention that "
-         "the file does not have; or the last N blocks and what follows them", hidden=True),
+    Flag("train_layers", trained_layers, "all", "what is trained. all: every layer; head: only the head, as a linear probe (and "
+         "a pooling by attention, if the file has none); N: the last N blocks and what follows them", hidden=True),
     Flag("freeze", str, None, "parameters to leave unchanged, as patterns of their names: 'patch_embed.*,pos_embed' (default: "
          "none)", metavar="PATTERNS"),
     Flag("ema_decay", fraction, 0.0, "average the weights, and evaluate the average. The decay at update n is (1 + n) / (10 + "
@@ -258,7 +258,8 @@ FLAGS: dict[str, Flag] = _group(
     Flag("eval_batch_size", positive_int, 64, "images of an evaluation batch, for each process", FREE,
          aliases=("validation_batch_size", "per_device_eval_batch_size")),
     Flag("test", ("always", "once", "never"), "always", "when to evaluate on the test set. always: before and after training, "
-         "and during it where there is no other split to choose on; once: at the end; never", FREE, hidden=True),
+         "and during it where there is no other split to choose on; once: at the end; never. A val that is the only held-out "
+         "split counts as the test set: with once it is only evaluated at the end, and there is no best.pt", FREE, hidden=True),
     Flag("eval_crop", center_fraction, 0.0, "part of the image's shorter side that an evaluation shows, from its center; 0: the "
          "whole image (default: the recipe's, or that of the model's publisher, else 0)", OVERRIDE, hidden=True,
          aliases=("crop_pct",)),

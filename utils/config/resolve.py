@@ -30,7 +30,7 @@ RESUMED_ONLY = ("resume_path", "override")         # dropped where `auto` finds 
 
 
 def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> None:
-    """Raises ConfigError for everything that can be known from the flags only, missing files and folders included.
+    """Raise ConfigError for everything that can be known from the flags only, missing files and folders included.
 
     written: the flags whose folders this process writes into.
     """
@@ -55,7 +55,7 @@ def check(flags: dict, written: tuple[str, ...] = ("output_dir", "log_dir")) -> 
 
 
 def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> None:
-    """Raises ConfigError where the data are missing, or a folder cannot be written. values: {} for a resumed run, of which only
+    """Raise ConfigError where the data are missing, or a folder cannot be written. values: {} for a resumed run, of which only
     the flags are known."""
     dataset, place = values.get("dataset"), Path(values["data_dir"] if values else flags.get("data_dir", "."))
     if dataset != "digits" and (place.exists() or dataset in NOT_DOWNLOADED) and not place.is_dir():
@@ -70,7 +70,7 @@ def check_folders(flags: dict, values: Mapping, written: tuple[str, ...]) -> Non
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Raises ConfigError where the folder cannot be made or written. It tries, and leaves nothing behind."""
+    """Raise ConfigError where the folder cannot be made or written. It tries, and leaves nothing behind."""
     parents = [part for part in folder.parents if part != Path(".")]                     # as they were typed
     there = next(part for part in (folder, *parents, *folder.absolute().parents) if part.exists())
     if not there.is_dir():
@@ -82,7 +82,7 @@ def check_writable(flag: str, folder: Path) -> None:
 
 
 def check_new_file(flag: str, path: str | Path, new: str = "file") -> None:
-    """Raises ConfigError where no new file can be made at the path. Its folder may be missing: it is made when the file is."""
+    """Raise ConfigError where no new file can be made at the path. Its folder may be missing: it is made when the file is."""
     if os.path.lexists(path):
         what = f"is a folder. Give the name of a new {new}" if os.path.isdir(path) and new == "file" else (
             "exists, and is not overwritten. Remove it, or give another name")

@@ -18,7 +18,7 @@ class SettingsError(ConfigError):
 
 
 def check_settings(config: dict, path: str | Path) -> None:
-    """Raises SettingsError for a setting that no flag and no recipe can set.
+    """Raise SettingsError for a setting that no flag and no recipe can set.
 
     A missing setting has the value from before the flag existed (`before` of its row).
     """

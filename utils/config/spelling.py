@@ -236,7 +236,7 @@ def check_opened(flags: dict, hub: ModuleType, published_name: Callable[[str], s
 
 def check_published(flags: dict, published_name: Callable[[str], str | None], names: Collection[str], flag: str = "pretrained_dir"
                   ) -> None:
-    """Raises ConfigError for a --pretrained_dir that is no path and no published name. names: most of the published names.
+    """Raise ConfigError for a --pretrained_dir that is no path and no published name. names: most of the published names.
     flag: another flag, or in capitals the name of an argument."""
     start, shown = flags.get(flag.lower()) or "auto", flag if flag.isupper() else f"--{flag}"
     if start in ("auto", "none", "augreg") or os.path.exists(start) or published_name(start) or flags.get("resume_path"):

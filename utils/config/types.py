@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 
 LONGEST_PATH = 4096      # characters, the limit of Linux
+NO_DASH = "must be a file or folder, and - would mean standard output. For one that is called -, type ./-"
 
 
 class ConfigError(ValueError):
@@ -73,6 +74,13 @@ def user_path(text: str) -> str:
     if len(path) > LONGEST_PATH:
         raise argparse.ArgumentTypeError(f"must be a path of at most {LONGEST_PATH} characters, got {len(path)}")
     return path
+
+
+def new_path(text: str) -> str:
+    """A path to write to, as user_path. Other programs take "-" for standard output, so here it is not the name of a file."""
+    if text == "-":
+        raise argparse.ArgumentTypeError(NO_DASH)
+    return user_path(text)
 
 
 def image_size(text: str) -> int | tuple[int, int]:

@@ -41,7 +41,7 @@ class Mixer:
         self.cutmix_probability = switch_probability if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
 
     def draw(self, step: int) -> Draws:
-        """Draws for all pairs of the step."""
+        """Draw for all pairs of the step."""
         generator = np.random.default_rng(derive_seed(self.seed, "mix", step))
         mixed, cutmix = generator.random((2, self.pairs)) < [[self.probability], [self.cutmix_probability]]
         center = generator.random((2, self.pairs))
@@ -50,7 +50,7 @@ class Mixer:
         return Draws(cutmix & mixed, np.where(mixed, np.where(cutmix, lams[1], lams[0]), 1.0), center)
 
     def __call__(self, images: Tensor, targets: Tensor, step: int, position: int) -> tuple[Tensor, Tensor]:
-        """Mixes images (B, channels, h, w), floating point, and targets (B,) int64 -> images, targets (B, C) float32.
+        """Mix images (B, channels, h, w), floating point, and targets (B,) int64 -> images, targets (B, C) float32.
 
         `position`: the position of the first image in the step, counted over all ranks; it and B are even.
         """
@@ -66,7 +66,7 @@ class Mixer:
 
 
 def boxes(cutmix: np.ndarray, lam: np.ndarray, center: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (4, pairs) top, bottom, left, right of the boxes in pixels, empty for MixUp, and the corrected lambdas (pairs,).
+    """Return (4, pairs) top, bottom, left, right of the boxes in pixels, empty for MixUp, and the corrected lambdas (pairs,).
 
     A box's sides are sqrt(1 - lambda) of the image's. It is clipped at the image's edges, and lambda is corrected for its area.
     """
@@ -79,7 +79,7 @@ def boxes(cutmix: np.ndarray, lam: np.ndarray, center: np.ndarray, height: int, 
 
 
 def pixel_weights(box: Tensor, lam: Tensor, height: int, width: int) -> Tensor:
-    """Returns the weight of the image itself at each pixel, from box (4, B) and lam (B,) -> (B, 1, height, width): 0 inside a
+    """Return the weight of the image itself at each pixel, from box (4, B) and lam (B,) -> (B, 1, height, width): 0 inside a
     box, 1 around it, and `lam` everywhere if there is no box."""
     top, bottom, left, right = box[:, :, None]
     rows, columns = torch.arange(height, device=box.device), torch.arange(width, device=box.device)
@@ -89,5 +89,5 @@ def pixel_weights(box: Tensor, lam: Tensor, height: int, width: int) -> Tensor:
 
 
 def swap_pairs(batch: Tensor) -> Tensor:
-    """Returns the batch (B, ...) with images 2k and 2k + 1 exchanged."""
+    """Return the batch (B, ...) with images 2k and 2k + 1 exchanged."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

@@ -109,7 +109,7 @@ class WorkerPool:
             workers.close()
 
     def close(self) -> None:
-        """Ends the workers of every running iteration. Without it, an exit waits for them."""
+        """End the workers of every running iteration. Without it, an exit waits for them."""
         for workers in list(self._running):
             workers.close()
 
@@ -119,7 +119,7 @@ class _NotSent(str):
 
 
 def _shared_memory_collate(collate: Callable, samples: list) -> object:
-    """Returns collate(samples); in a worker, with the tensors in shared memory."""
+    """Return collate(samples); in a worker, with the tensors in shared memory."""
     batch = collate(samples)
     if get_worker_info() is not None and isinstance(batch, tuple):
         try:
@@ -149,14 +149,14 @@ def _worker_init(begun: mmap.mmap, worker: int) -> None:
 
 
 def _report_if_alive(*error: object) -> None:
-    """Replaces sys.excepthook, which the thread that sends batches calls. If the main process has just been killed, its pipes are
+    """Replace sys.excepthook, which the thread that sends batches calls. If the main process has just been killed, its pipes are
     closed a moment before this process is killed too, and there is nothing to report."""
     time.sleep(POLL_S)
     sys.__excepthook__(*error)
 
 
 def _start(loader: DataLoader, timeout_s: float, begun: mmap.mmap) -> "_Workers":
-    """Starts the workers of one iteration, and starts them again if one hangs before its first line.
+    """Start the workers of one iteration, and start them again if one hangs before its first line.
 
     A forked child may wait forever for a lock of CPython that another thread of the parent held at the fork (seen in 3.10 and
     3.11, in _PyThreadState_DeleteExcept).
@@ -197,7 +197,7 @@ class _Workers:
             threading.Thread(target=self._watch, name="watch data workers", daemon=True).start()
 
     def next(self):
-        """Returns the next batch; END after the last one of a Stream. Raises WorkerError if the workers failed."""
+        """Return the next batch; END after the last one of a Stream. Raises WorkerError if the workers failed."""
         self.begun = time.monotonic()
         self.deadline = self.begun + self.timeout_s
         batch = None
@@ -216,7 +216,7 @@ class _Workers:
         return batch
 
     def _lost(self, error: Exception) -> str:
-        """Describes what happened to the workers, if that caused the error; else an empty string."""
+        """Describe what happened to the workers, if that caused the error; else an empty string."""
         until = time.monotonic() + POLL_S          # a connection may break shortly before the process has ended
         broken = isinstance(error, (OSError, EOFError))
         while broken and time.monotonic() < until and all(worker.is_alive() for worker in self.processes):
@@ -263,7 +263,7 @@ class _Workers:
 
 
 def ending(code: int | None) -> str:
-    """Describes the exit code of a process; None: not known yet."""
+    """Describe the exit code of a process; None: not known yet."""
     return f"was killed by {signal.Signals(-code).name}" if (code or 0) < 0 else f"ended with exit code {code}"
 
 

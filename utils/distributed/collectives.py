@@ -21,14 +21,14 @@ class NodeError(ValueError):
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sums the tensors of all ranks, in place on every rank, and returns the sum."""
+    """Sum the tensors of all ranks, in place on every rank, and return the sum."""
     if dist.is_initialized():
         dist.all_reduce(tensor, group=current_group())
     return tensor
 
 
 def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
-    """Returns the tensors of all ranks, of the same shape and type, on every rank; as copies if there are several ranks."""
+    """Return the tensors of all ranks, of the same shape and type, on every rank; as copies if there are several ranks."""
     if ranks.size == 1:
         return [tensor]
     parts = [torch.empty_like(tensor) for _ in range(ranks.size)]
@@ -37,7 +37,7 @@ def all_gather(tensor: Tensor, ranks: Ranks) -> list[Tensor]:
 
 
 def all_gather_objects(ranks: Ranks, value: object) -> list:
-    """Returns the values of all ranks, on every rank."""
+    """Return the values of all ranks, on every rank."""
     values = [value] * ranks.size
     if dist.is_initialized():
         dist.all_gather_object(values, value, group=current_group())
@@ -45,7 +45,7 @@ def all_gather_objects(ranks: Ranks, value: object) -> list:
 
 
 def broadcast_from_main(ranks: Ranks, function: Callable):
-    """Runs `function` on rank 0 and returns its result on every rank. Raises an error of REPORTED on every rank."""
+    """Run `function` on rank 0 and return its result on every rank. Raises an error of REPORTED on every rank."""
     outcome = [None, None]
     if ranks.is_main:
         try:
@@ -60,7 +60,7 @@ def broadcast_from_main(ranks: Ranks, function: Callable):
 
 
 def local_main_first(ranks: Ranks, function: Callable):
-    """Runs `function` on one process of each node, then on the others, which find what it has downloaded or written.
+    """Run `function` on one process of each node, then on the others, which find what it has downloaded or written.
 
     Raises an error of REPORTED on any process on all of them, so that none waits for one that has stopped. The error names the
     node unless it occurs on all nodes: a file may be missing on one of them.
@@ -85,7 +85,7 @@ def local_main_first(ranks: Ranks, function: Callable):
 
 
 def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
-    """Copies rank 0's weights to every rank, for a model that is not wrapped (`wrap` does it for others)."""
+    """Copy rank 0's weights to every rank, for a model that is not wrapped (`wrap` does it for others)."""
     if ranks.size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.detach(), src=0, group=training_group())

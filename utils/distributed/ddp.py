@@ -9,7 +9,7 @@ from .ranks import Ranks, training_group
 
 
 def wrap(model: nn.Module, ranks: Ranks, half_gradients: bool = False) -> nn.Module:
-    """Returns the model in DistributedDataParallel if there are several processes, else the model itself.
+    """Return the model in DistributedDataParallel if there are several processes, else the model itself.
 
     half_gradients sends the gradients over the network as float16, with half the traffic. Call training.precision.warm_up
     before the first step.
@@ -26,10 +26,10 @@ def wrap(model: nn.Module, ranks: Ranks, half_gradients: bool = False) -> nn.Mod
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model that was passed to `wrap`."""
+    """Return the model that was passed to `wrap`."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Returns the context for forward and backward of every micro-step but the last: gradients stay on this rank."""
+    """Return the context for forward and backward of every micro-step but the last: gradients stay on this rank."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()

@@ -22,7 +22,7 @@ class NeighborLost(RuntimeError):
 
 
 def place_of_process() -> str:
-    """Identifies this process for `Neighbors`: its process number, and the system's namespace in which the number is valid."""
+    """Identify this process for `Neighbors`: its process number, and the system's namespace in which the number is valid."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -68,13 +68,13 @@ class Neighbors:
             self._leave(self._lost)
 
     def raise_if_lost(self) -> None:
-        """Raises NeighborLost, for the main thread."""
+        """Raise NeighborLost, for the main thread."""
         if self._lost is not None:
             self._raised.set()
             raise self._lost
 
     def stop(self) -> None:
-        """Stops watching, before the processes end normally."""
+        """Stop watching, before the processes end normally."""
         self.raise_if_lost()
         os.write(self._stop, b".")                       # closing it would not suffice: forked children have it too
         self._thread.join()
@@ -84,7 +84,7 @@ class Neighbors:
 
 def watch_neighbors(store: dist.Store, rank: int, local_rank: int, local_size: int,
                     leave: Callable[[NeighborLost], None]) -> Neighbors:
-    """Watches all other processes of this machine, which exchange their place_of_process() in the store."""
+    """Watch all other processes of this machine, which exchange their place_of_process() in the store."""
     store.set(f"process-{rank}", place_of_process())
     others = [other for other in range(rank - local_rank, rank - local_rank + local_size) if other != rank]
     return Neighbors({other: store.get(f"process-{other}").decode() for other in others}, leave)

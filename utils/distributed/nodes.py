@@ -38,7 +38,7 @@ def register() -> None:
 
 
 def leave() -> None:
-    """Leaves the rendezvous after a run whose processes all ended by themselves: node 0, which hosts the store, ends last.
+    """Leave the rendezvous after a run whose processes all ended by themselves: node 0, which hosts the store, ends last.
     Otherwise torchrun on another node would fail with a traceback when it leaves."""
     if Nodes.current is not None:
         Nodes.current.leave()
@@ -64,7 +64,7 @@ class Nodes(RendezvousHandler):
         Nodes.current = self
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Waits for the next attempt. Raises LaunchError if node 0 cannot open its port, RunEnded, dist.DistError if nodes are
+        """Wait for the next attempt. Raises LaunchError if node 0 cannot open its port, RunEnded, dist.DistError if nodes are
         missing."""
         wait = Wait(PATIENCE_S, self._report)
         while True:

@@ -72,7 +72,7 @@ before_end: list[Callable[[], None]] = []       # called in `_end`, to complete 
 
 @contextlib.contextmanager
 def init(device: str = "auto", timeout_s: int = 600) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, and leaves with them; without torchrun this is the only process. The backend is
+    """Join the processes that torchrun started, and leave with them; without torchrun this is the only process. The backend is
     gloo on CPUs, nccl on GPUs.
 
     timeout_s: how long a collective inside `watch` waits for the other processes. Raises OutOfMemory if memory is used up,
@@ -112,7 +112,7 @@ def watch(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) ->
 
 @contextlib.contextmanager
 def _user_errors(ranks: Ranks, where: Callable[[], str], remedy: str = SMALLER_STEP) -> Iterator[None]:
-    """Converts errors of memory and of collectives to OutOfMemory and PeerLost, which are reported in one line."""
+    """Convert errors of memory and of collectives to OutOfMemory and PeerLost, which are reported in one line."""
     try:
         yield
     except Exception as error:
@@ -157,7 +157,7 @@ def _query_store(function: Callable[[], object]) -> list:
 
 
 def wait_for(event: torch.cuda.Event) -> None:
-    """Returns when the device has reached the event. Unlike the event's own method, it also notices signals and lost processes.
+    """Return when the device has reached the event. Unlike the event's own method, it also notices signals and lost processes.
 
     Raises NeighborLost, or DistError after the time that a collective waits.
     """
@@ -172,7 +172,7 @@ def wait_for(event: torch.cuda.Event) -> None:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Returns a copy on the CPU of what all ranks have computed, after `wait_for`; a CPU tensor is returned unchanged."""
+    """Return a copy on the CPU of what all ranks have computed, after `wait_for`; a CPU tensor is returned unchanged."""
     if not tensor.is_cuda:
         return tensor.cpu()
     done = torch.cuda.Event()
@@ -186,7 +186,7 @@ def _peer_lost(where: str, error: Exception) -> PeerLost:
 
 
 def _end(error: NeighborLost) -> None:
-    """Ends this process, whose main thread waits for a lost one and does not notice the loss."""
+    """End this process, whose main thread waits for a lost one and does not notice the loss."""
     for finish in before_end:
         finish()
     code = process.report_error("train.py", str(_peer_lost(_group.where(), error)), PeerLost.exit_code)
@@ -228,7 +228,7 @@ def _join(ranks: Ranks, timeout_s: int) -> None:
 
 
 def _leave() -> None:
-    """Leaves the group together with all others. No reference to a wrapped model may exist any more."""
+    """Leave the group together with all others. No reference to a wrapped model may exist any more."""
     global _group
     # gloo aborts a process (SIGABRT, in 9 of 24 trials with two) that leaves while another is still connected, or while a
     # DistributedDataParallel that is not yet garbage-collected refers to the group. The collector skips frozen objects.
@@ -242,10 +242,10 @@ def _leave() -> None:
 
 
 def training_group() -> dist.ProcessGroup:
-    """Returns the group whose collectives wait `timeout_s`."""
+    """Return the group whose collectives wait `timeout_s`."""
     return _group.training
 
 
 def current_group() -> dist.ProcessGroup | None:
-    """Returns the training group inside `watch`; elsewhere None, which means the default group."""
+    """Return the training group inside `watch`; elsewhere None, which means the default group."""
     return _group.training if _group is not None and _group.watched else None

@@ -35,7 +35,7 @@ class Wait:
         return time.monotonic() - self._begun > self.patience_s
 
     def step(self, what: str, reports: bool = True) -> None:
-        """Sleeps for POLL_S. Raises DistStoreError when the time is over."""
+        """Sleep for POLL_S. Raises DistStoreError when the time is over."""
         if self.is_over():
             raise dist.DistStoreError(f"timed out: waited {self.patience_s:g} s for {what}")
         if time.monotonic() - self._begun > NOTICE_S and not self._reported:
@@ -46,7 +46,7 @@ class Wait:
 
 
 def meet(rank: int, size: int, patience_s: float) -> dist.Store:
-    """Waits up to `patience_s` until all processes of the run are connected -> the store of this attempt. Signals are handled
+    """Wait up to `patience_s` until all processes of the run are connected -> the store of this attempt. Signals are handled
     meanwhile.
 
     Raises LaunchError if process 0 cannot open its port, dist.DistError if processes are missing.
@@ -74,7 +74,7 @@ def meet(rank: int, size: int, patience_s: float) -> dist.Store:
 
 
 def reach(host: str, port: int, hosts: bool, wait: Wait, missing: str, reports: bool = True) -> dist.TCPStore:
-    """Connects to the store at host:port; if `hosts`, this process hosts it. missing: names the host while nobody listens."""
+    """Connect to the store at host:port; if `hosts`, this process hosts it. missing: names the host while nobody listens."""
     if not hosts:
         _wait_until_open(host, port, wait, missing, reports)
     try:
@@ -88,7 +88,7 @@ def reach(host: str, port: int, hosts: bool, wait: Wait, missing: str, reports: 
 
 
 def _wait_until_open(host: str, port: int, wait: Wait, missing: str, reports: bool) -> None:
-    """Waits until a process listens there. TCPStore would print many lines while it waits, and not handle signals."""
+    """Wait until a process listens there. TCPStore would print many lines while it waits, and not handle signals."""
     while True:
         try:
             return socket.create_connection((host, port), timeout=NOTICE_S).close()

@@ -42,7 +42,7 @@ def before(run: Run, trainer: Trainer, data: Any) -> list[ShownImage]:
 
 
 def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) -> None:
-    """Draws the curves, and the attention before and after edits; prints the summary. On rank 0.
+    """Draw the curves, and the attention before and after edits; print the summary. On rank 0.
 
     Raises StorageError at the end if a picture or table cannot be written.
     """
@@ -65,7 +65,7 @@ def after(run: Run, trainer: Trainer, data: Any, shown: Sequence[ShownImage]) ->
 
 @contextlib.contextmanager
 def _collect_failures(failed: list[str]) -> Iterator[None]:
-    """Adds the error of a file that cannot be written to `failed`; the summary is printed in any case."""
+    """Add the error of a file that cannot be written to `failed`; the summary is printed in any case."""
     try:
         yield
     except (StorageError, OSError) as error:
@@ -87,13 +87,16 @@ def metric_lines(metrics: EvalMetrics, num_classes: int) -> list[str]:
                   f"{metrics.calibration_error:.4f}: the mean difference between how sure the model is and how often it is right"]
 
 
-def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: bool = False) -> None:
-    """`chosen`: the checkpoint is a best.pt that was chosen on these images."""
+def print_evaluation(name: str, metrics: EvalMetrics, num_classes: int, chosen: int | None = 0) -> None:
+    """chosen: on how many of the images the checkpoint, a best.pt, was chosen; None: unknown."""
     of = describe_images(metrics.images) if name == "train" else describe(_result(metrics))       # those were learned
     top5 = f"top-5 {metrics.top5:.2%}, " if num_classes > len(metrics.top) else ""
     print(f"{name} accuracy {metrics.accuracy:.2%}, {top5}loss {metrics.loss:.4f} ({of})")
-    if chosen:
-        print("best.pt was chosen on these images, so on new ones it is probably a little less accurate")
+    if chosen is None:
+        print("warning: the data have changed since best.pt was saved, so it may have been chosen on some of these images")
+    elif chosen:
+        some = "" if chosen == metrics.images else f"{chosen} of "
+        print(f"best.pt was chosen on {some}these images, so on new ones it is probably a little less accurate")
 
 
 def _result(metrics: EvalMetrics) -> Result:
@@ -101,14 +104,14 @@ def _result(metrics: EvalMetrics) -> Result:
 
 
 def print_confusion(folder: Path, metrics: EvalMetrics, classes: Sequence[str], checkpoint: str = "") -> None:
-    """Writes the tables and prints where they are; `checkpoint` as write_confusion takes it."""
+    """Write the tables and print where they are; `checkpoint` as write_confusion takes it."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in write_confusion(folder, metrics.confusion, classes, checkpoint):
         print(f"  wrote {file}")
 
 
 def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], failed: list[str], title: str) -> None:
-    """Prints the results of a run, its files, and commands to type next; writes the curves and the confusion matrix.
+    """Print the results of a run, its files, and commands to type next; write the curves and the confusion matrix.
 
     final: the name of the split that was evaluated last; speed: lines of profiling.summary; title: the model and its data set.
     Errors of the disk go to `failed`.

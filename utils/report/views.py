@@ -260,7 +260,7 @@ def _left_out(model: nn.Module) -> str:
 
 
 def draw_positions(subject: Subject) -> Figure:
-    """Raises ViewError for models without learned positions."""
+    """Raise ViewError for models without learned positions."""
     model = subject.model
     if model.pos_embed is None:
         raise ViewError("position: the model only has rotary positions, which are not learned, and no position embeddings "
@@ -271,7 +271,7 @@ def draw_positions(subject: Subject) -> Figure:
 
 
 def draw_filters(subject: Subject, count: int = 28) -> Figure:
-    """Raises ViewError for hybrids."""
+    """Raise ViewError for hybrids."""
     model = subject.model
     if model.config.resnet_layers is not None:
         raise ViewError("filters: a hybrid's patch kernel acts on the ResNet's feature maps, not on pixels (the model: "

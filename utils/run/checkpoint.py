@@ -84,7 +84,7 @@ class RunCheckpoint:
     lacking: tuple[str, ...] = ()   # fields that the earlier version which wrote it did not have
 
     def state(self) -> RunState:
-        """Returns the whole state, with tensors on the CPU. Raises CheckpointError."""
+        """Return the whole state, with tensors on the CPU. Raises CheckpointError."""
         state = RunState(**_read(self.path, mapped=False))
         if state.step != self.header.step:
             raise CheckpointError(f"{self.path} was replaced while it was being read. Start again.")
@@ -92,7 +92,7 @@ class RunCheckpoint:
 
 
 def open_run_checkpoint(path: Path) -> RunCheckpoint:
-    """Opens a file after checking that it is what `save` wrote, bit for bit, at the step in its name. Raises CheckpointError."""
+    """Open a file after checking that it is what `save` wrote, bit for bit, at the step in its name. Raises CheckpointError."""
     try:
         first_look.check_seal(path)
         with open(path, "rb") as stream:
@@ -110,7 +110,7 @@ def open_run_checkpoint(path: Path) -> RunCheckpoint:
 
 
 def read_header(path: Path) -> RunState:
-    """Returns the state without the fields of WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
+    """Return the state without the fields of WEIGHTS: step, best, config, ... Verifies nothing. Raises CheckpointError."""
     return _header(_read(path, mapped=True))
 
 
@@ -119,7 +119,7 @@ def _header(content: dict) -> RunState:
 
 
 def _read(path: Path, mapped: bool) -> dict:
-    """Returns the fields of a RunState, with their types checked. Does not verify the SHA-256. `mapped`: numbers stay in the
+    """Return the fields of a RunState, with their types checked. Does not verify the SHA-256. `mapped`: numbers stay in the
     file until they are used."""
     try:
         content = torch_file.read(path, mapped=mapped, verified=True)
@@ -133,7 +133,7 @@ def _read(path: Path, mapped: bool) -> dict:
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Raises NonFiniteError if a weight is NaN or infinite. Takes each tensor's minimum and maximum, without a copy."""
+    """Raise NonFiniteError if a weight is NaN or infinite. Takes each tensor's minimum and maximum, without a copy."""
     floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
     ends = [end.isfinite() for tensor in floats.values() for end in torch.aminmax(tensor.detach())]
     finite = torch.stack(ends).tolist() if ends else []                        # one transfer from a GPU
@@ -143,7 +143,7 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
 
 
 def save(path: Path, state: RunState) -> None:
-    """Writes a checkpoint atomically. Call `check_finite` before. Raises StorageError."""
+    """Write a checkpoint atomically. Call `check_finite` before. Raises StorageError."""
     atomic_write(path, lambda unfinished: _write(unfinished, dict(vars(state))))
 
 
@@ -191,7 +191,7 @@ class _Sealed:
         pass                                          # torch.save calls it; the file is flushed when it is whole
 
     def close(self) -> None:
-        """Raises the OSError of the first write that failed."""
+        """Raise the OSError of the first write that failed."""
         if self._error is not None:
             raise self._error
         assert self._withheld == b"\0\0", "torch.save no longer ends its archive with the length of an empty comment"
@@ -203,7 +203,7 @@ class _Sealed:
 
 
 def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
-    """Opens the newest intact checkpoint of a run; without `verify` the newest that can be read. Raises CheckpointError."""
+    """Open the newest intact checkpoint of a run; without `verify` the newest that can be read. Raises CheckpointError."""
     skipped = {}
     for path in checkpoint_files(folder):
         try:
@@ -216,6 +216,6 @@ def open_newest(folder: Path, verify: bool = True) -> RunCheckpoint:
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` step checkpoints. Call it after the new one is saved."""
+    """Delete all but the newest `keep` step checkpoints. Call it after the new one is saved."""
     for path in step_files(folder)[keep:]:
         path.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ AUTO = "auto"             # as RESUME_PATH: resume if there is a run to resume
 
 
 def create(output_dir: str, name: str | None, stem: str) -> Path:
-    """Creates and locks the folder of a new run: OUTPUT_DIR/NAME, or the first free one of STEM, STEM-2, STEM-3, ...
+    """Create and lock the folder of a new run: OUTPUT_DIR/NAME, or the first free one of STEM, STEM-2, STEM-3, ...
 
     Raises FolderError if NAME already holds a run or a sweep or the folder cannot be written, InUseError if it is in use.
     """
@@ -79,7 +79,7 @@ def _claim(folder: Path) -> FileLock:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes temporary files of a process that was killed while writing. Call it with the folder locked."""
+    """Remove temporary files of a process that was killed while writing. Call it with the folder locked."""
     for unfinished in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -89,7 +89,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None = None) -> RunCheckpoint | None:
-    """Opens a checkpoint file, or the newest intact one of a run folder. Raises CheckpointError.
+    """Open a checkpoint file, or the newest intact one of a run folder. Raises CheckpointError.
 
     "auto" means the folder OUTPUT_DIR/NAME; if it holds no checkpoint yet, returns None: the run has to be started. In all
     other cases a run is never silently started from scratch. Raises FolderError for "auto" without a name.
@@ -111,7 +111,7 @@ def find_run_checkpoint(resume_path: str, output_dir: str = "", name: str | None
 
 
 def resolve_checkpoint(path: str | Path) -> str | Path:
-    """Returns the best checkpoint of a run folder, or else its newest readable one; any other path or name unchanged.
+    """Return the best checkpoint of a run folder, or else its newest readable one; any other path or name unchanged.
 
     The file is not verified. Raises CheckpointError.
     """
@@ -125,7 +125,7 @@ def resolve_checkpoint(path: str | Path) -> str | Path:
 
 
 def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) -> tuple[Path, dict]:
-    """Locks the folder in which a run continues: the same, or a new one if NAME or OUTPUT_DIR differ (a branch).
+    """Lock the folder in which a run continues: the same, or a new one if NAME or OUTPUT_DIR differ (a branch).
 
     -> (the folder, {"step", "accuracy"} of its best.pt or {})
 
@@ -151,7 +151,7 @@ def resume(checkpoint: RunCheckpoint, output_dir: str | None, name: str | None) 
 
 
 def check_resume(checkpoint: Path, output_dir: str | None, name: str | None) -> None:
-    """Raises the error of `resume` if the folder is in use, or that of a branch holds a run. Creates and locks nothing."""
+    """Raise the error of `resume` if the folder is in use, or that of a branch holds a run. Creates and locks nothing."""
     home, target = _folders(checkpoint, output_dir, name)
     if target == home:
         lock(home).check()
@@ -169,7 +169,7 @@ def _branch(checkpoint: RunCheckpoint, home: Path, target: Path) -> tuple[Path, 
 
 
 def _best(checkpoint: RunCheckpoint, home: Path) -> dict:
-    """Returns the evaluation of best.pt; {} if it is missing, damaged, or later than the checkpoint: then it is made again."""
+    """Return the evaluation of best.pt; {} if it is missing, damaged, or later than the checkpoint: then it is made again."""
     path = home / BEST_FILE
     header = checkpoint.header if checkpoint.path == path else _header(path)
     return header.best if header and header.step <= checkpoint.header.step else {}
@@ -186,7 +186,7 @@ def _folders(checkpoint: Path, output_dir: str | None, name: str | None) -> tupl
 
 
 def _header(path: Path) -> RunState | None:
-    """Returns None for a file that is missing or damaged."""
+    """Return None for a file that is missing or damaged."""
     with contextlib.suppress(CheckpointError):
         return checkpoints.open_run_checkpoint(path).header
     return None
@@ -196,7 +196,7 @@ def _header(path: Path) -> RunState | None:
 
 
 def write_config(folder: Path, config: dict, architecture: dict, world_size: int) -> None:
-    """Writes config.json: the settings, versions and git commit, for people and scripts; no run reads it."""
+    """Write config.json: the settings, versions and git commit, for people and scripts; no run reads it."""
     content = {
         "config": config,
         "architecture": architecture,
@@ -209,7 +209,7 @@ def write_config(folder: Path, config: dict, architecture: dict, world_size: int
 
 
 def _commit() -> str | None:
-    """Returns the commit of this program, with '+' if files differ from it; None outside a git checkout."""
+    """Return the commit of this program, with '+' if files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parents[2]), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None

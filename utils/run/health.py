@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def warns_from(self) -> int:
-        """Returns the first step at which the metrics are reliable; in a short run half of the steps after the warm-up."""
+        """Return the first step at which the metrics are reliable; in a short run half of the steps after the warm-up."""
         after, (least, most) = self.config.num_steps - self.config.warmup_steps, PATIENCE
         return self.config.warmup_steps + min(max(after // 10, least), most, after // 2)
 
@@ -59,12 +59,12 @@ class Health:
         self._said: set[str] = set()
 
     def resume(self, events: Sequence[dict]) -> None:
-        """Takes the events of earlier sessions, whose warnings have been printed."""
+        """Take the events of earlier sessions, whose warnings have been printed."""
         for event in events:
             self.follow(event)
 
     def follow(self, event: dict) -> list[str]:
-        """Returns new warnings, usually none."""
+        """Return new warnings, usually none."""
         plan, warnings = self.plan, {}
         if event["event"] == "train" and not event.get("skipped"):
             self._add(event)
@@ -91,12 +91,12 @@ class Health:
 
     @property
     def _too_fast(self) -> bool:
-        """Returns whether the loss was far above that of guessing, or of the first steps."""
+        """Return whether the loss was far above that of guessing, or of the first steps."""
         return self._highest > ROSE * (self._first if self.plan.guess_loss is None else self.plan.guess_loss)
 
 
 def flat_loss(plan: Plan, step: int, recent: Sequence[tuple[float, float]], too_fast: bool) -> str:
-    """Returns a warning if the last steps, (loss, accuracy) each, are no better than guessing; else ""."""
+    """Return a warning if the last steps, (loss, accuracy) each, are no better than guessing; else ""."""
     loss, accuracy = _means(recent)
     if not _is_unmoved(plan, recent):
         return ""
@@ -108,7 +108,7 @@ def flat_loss(plan: Plan, step: int, recent: Sequence[tuple[float, float]], too_
 
 
 def one_class(plan: Plan, event: dict, recent: Sequence[tuple[float, float]], too_fast: bool) -> str:
-    """Returns a warning if nearly all images of an evaluation are predicted as one class; else ""."""
+    """Return a warning if nearly all images of an evaluation are predicted as one class; else ""."""
     images, share = event["images"], event.get("predicted_share", 0.0)
     of_others = round(images * (1 - plan.held_out_share))
     if of_others < 5 or images * (1 - share) > ONE_CLASS * of_others:
@@ -119,7 +119,7 @@ def one_class(plan: Plan, event: dict, recent: Sequence[tuple[float, float]], to
 
 
 def overfitting(plan: Plan, event: dict, earlier: Sequence[dict], recent: Sequence[tuple[float, float]]) -> str:
-    """Returns a warning of overfitting: the training images are right while the held-out loss rises; else "". `earlier`:
+    """Return a warning of overfitting: the training images are right while the held-out loss rises; else "". `earlier`:
     evaluations."""
     config, (_, training), accuracy = plan.config, _means(recent), event["accuracy"]
     margin = max(GAP, 3 * math.sqrt(accuracy * (1 - accuracy) / event["images"]))
@@ -146,7 +146,7 @@ def _means(recent: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _is_unmoved(plan: Plan, recent: Sequence[tuple[float, float]]) -> bool:
-    """Returns whether nothing but the classes' frequencies has been learned. Comparisons with NaN are false."""
+    """Return whether nothing but the classes' frequencies has been learned. Comparisons with NaN are false."""
     (loss, accuracy), share = _means(recent), plan.train_share
     images = max(1, len(recent) * plan.config.train_batch_size)
     guesses = accuracy <= share + 2 * math.sqrt(share * (1 - share) / images)
@@ -160,7 +160,7 @@ def _is_unmoved(plan: Plan, recent: Sequence[tuple[float, float]]) -> bool:
 
 
 def _advice(plan: Plan, too_fast: bool, unmoved: bool, unbalanced: bool = False) -> str:
-    """Returns the two settings most likely to help."""
+    """Return the two settings most likely to help."""
     config, found = plan.config, []
     slow = unmoved and not too_fast
     if unbalanced and config.class_weights == "none":

@@ -30,7 +30,7 @@ class Log:
             self._warned = True
 
     def _append(self, line: bytes) -> None:
-        """Writes the whole line or nothing."""
+        """Write the whole line or nothing."""
         size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) < len(line):
@@ -40,19 +40,19 @@ class Log:
             raise
 
     def close(self) -> None:
-        """Raises OSError: some disks report a failed write only here."""
+        """Raise OSError: some disks report a failed write only here."""
         with naming(self._path):
             os.close(self._file)
 
 
 def sync_log(folder: Path) -> None:
-    """Flushes the lines so far to the disk. Raises OSError."""
+    """Flush the lines so far to the disk. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         fsync_path(folder / LOG_FILE)
 
 
 def read_log(folder: Path) -> list[dict]:
-    """Returns the events of a log without unreadable lines; [] if there is no log."""
+    """Return the events of a log without unreadable lines; [] if there is no log."""
     return scan_log(folder)[0]
 
 
@@ -67,7 +67,7 @@ def scan_log(folder: Path) -> tuple[list[dict], int]:
 
 
 def _event(line: str) -> dict | None:
-    """Returns a JSON object with the name of its event, and for an evaluation of its split; None for any other line."""
+    """Return a JSON object with the name of its event, and for an evaluation of its split; None for any other line."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):          # also for numbers and nesting that are too large for Python
@@ -77,7 +77,7 @@ def _event(line: str) -> dict | None:
 
 
 def events_until(folder: Path, step: int) -> list[dict]:
-    """Returns the events up to a step: each training step once and in order, even if lines are damaged or repeated."""
+    """Return the events up to a step: each training step once and in order, even if lines are damaged or repeated."""
     kept, last = [], 0
     for event in read_log(folder):
         at, is_step = event.get("step"), event.get("event") == "train"
@@ -88,6 +88,6 @@ def events_until(folder: Path, step: int) -> list[dict]:
 
 
 def write_log(folder: Path, events: list[dict]) -> None:
-    """Replaces the whole log. Raises StorageError."""
+    """Replace the whole log. Raises StorageError."""
     text = "".join(json.dumps(event) + "\n" for event in events)
     atomic_write(folder / LOG_FILE, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -40,7 +40,7 @@ class LoggerError(ValueError):
 
 
 def check_wandb() -> None:
-    """Raises LoggerError unless W&B can be used: before time is spent, and on every process alike."""
+    """Raise LoggerError unless W&B can be used: before time is spent, and on every process alike."""
     if find_spec("wandb") is None:
         raise LoggerError(f"--wandb: the package is not installed. Run {launch.command_to_install('wandb')}, or omit --wandb.")
     if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and not os.environ.get("WANDB_API_KEY"):
@@ -78,13 +78,13 @@ class RunLogger:
             self._writers.append(_WandB(wandb_project, folder, config or {}, first_step))
 
     def log(self, line: str) -> None:
-        """Prints a line, above the progress bar where there is one."""
+        """Print a line, above the progress bar where there is one."""
         if self._console is not None:
             with contextlib.suppress(OSError):          # a closed terminal
                 self._console.print(line)
 
     def end_progress(self) -> None:
-        """Ends the line of the progress bar, so that what is printed next is on a line of its own."""
+        """End the line of the progress bar, so that what is printed next is on a line of its own."""
         if self._console is not None:
             with contextlib.suppress(OSError):
                 self._console.close()
@@ -96,7 +96,7 @@ class RunLogger:
         self._write({"event": "eval", "step": step, "split": split, **metrics.as_dict()})
 
     def log_session(self, kind: str, step: int, **details) -> None:
-        """Logs an event of a session ("start", "resume", "end", ...) with its details."""
+        """Log an event of a session ("start", "resume", "end", ...) with its details."""
         self._write({"event": kind, "step": step, "time": round(time.time(), 3), **details})
 
     def _write(self, event: dict) -> None:
@@ -110,7 +110,7 @@ class RunLogger:
             self.log(warning)
 
     def _each_writer(self, call: Callable) -> None:
-        """Turns off a writer that fails."""
+        """Turn off a writer that fails."""
         for writer in list(self._writers):
             try:
                 call(writer)
@@ -136,7 +136,7 @@ class BadImages:
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]):
-        """Reads the file of an earlier session. Raises OSError."""
+        """Read the file of an earlier session. Raises OSError."""
         self._path, self._warn, self._lines = folder / BAD_IMAGES_FILE, warn, set()
         with contextlib.suppress(FileNotFoundError), naming(self._path):
             self._lines |= set(self._path.read_text(encoding="utf-8", errors="replace").splitlines())

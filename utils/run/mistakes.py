@@ -17,7 +17,7 @@ COLUMNS = ("path", "true", "predicted", "probability", "loss")
 
 
 def write_mistakes(metrics: EvalMetrics, images: Dataset, classes: Sequence[str], outputs: Any, ranks: Ranks) -> None:
-    """Writes the mistakes of an evaluation with `answers`; called on all ranks. A full disk only causes a warning.
+    """Write the mistakes of an evaluation with `answers`; called on all ranks. A full disk only causes a warning.
 
     outputs: those of the run, with its folder and logger.
     """

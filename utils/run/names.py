@@ -39,7 +39,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def check_free(output_dir: str, name: str) -> None:
-    """Raises FolderError if OUTPUT_DIR/NAME holds a run or a sweep, InUseError if it is in use. Creates and locks nothing."""
+    """Raise FolderError if OUTPUT_DIR/NAME holds a run or a sweep, InUseError if it is in use. Creates and locks nothing."""
     folder = Path(output_dir) / name
     if is_sweep(folder):
         raise FolderError(f"{folder} already holds a sweep, of several runs. Choose another --name.")

@@ -173,7 +173,7 @@ class Profile:
                 self.close()
 
     def close(self) -> None:
-        """Writes what was recorded of a shorter session; a second call does nothing."""
+        """Write what was recorded of a shorter session; a second call does nothing."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()

@@ -130,11 +130,11 @@ class Run:
     # ----------------------------------------------------------------------------------------------------- what is due
 
     def is_due(self, step: int) -> bool:
-        """Returns whether the run evaluates or saves after this step."""
+        """Return whether the run evaluates or saves after this step."""
         return any(is_time(step, every, self.config.num_steps) for every in (self.config.eval_every, self.config.save_every))
 
     def evaluate_if_due(self, trainer: Trainer, data: Any) -> None:
-        """Evaluates before step 1 of a new run and after the steps of --eval_every, unless the log has that evaluation already.
+        """Evaluate before step 1 of a new run and after the steps of --eval_every, unless the log has that evaluation already.
 
         So a run that was stopped or killed before an evaluation ended repeats it when it is resumed.
         """
@@ -165,7 +165,7 @@ class Run:
             self.unsaved.append(checkpoint.step_path(self.outputs.folder, step))
 
     def is_best(self, step: int, split: str) -> bool:
-        """Returns whether the evaluation of this step, the last one, is the best: its weights become best.pt.
+        """Return whether the evaluation of this step, the last one, is the best: its weights become best.pt.
 
         The rule is that of certainty.best_of over the evaluations in the log, in their order: within one image of the highest
         accuracy so far the loss decides. If best.pt is not the one that the rule chose (its save failed, or it was later than
@@ -184,7 +184,7 @@ class Run:
         return best != kept["step"] and result.rank(highest) > held.rank(highest)
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """Saves after the steps of --save_every, and if the last evaluation was the best."""
+        """Save after the steps of --save_every, and if the last evaluation was the best."""
         step = trainer.step
         files, self.unsaved = self.unsaved, []
         if self.stop_requested:
@@ -197,12 +197,12 @@ class Run:
     # -------------------------------------------------------------------------------------------------------- the steps
 
     def requests(self) -> Requests:
-        """Returns the requests of this process at the end of a step; the trainer adds up those of all ranks."""
+        """Return the requests of this process at the end of a step; the trainer adds up those of all ranks."""
         saver = self.outputs.saver
         return Requests(stop=self.stop.requested(), save_failed=saver is not None and saver.failed)
 
     def stop_within_step(self) -> bool:
-        """Returns whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. A resumed run
+        """Return whether any rank was asked to stop, between the micro-batches of a step, which may take minutes. A resumed run
         repeats the step. Several GPUs finish their step: an agreement within it would make them wait for each other."""
         if self.ranks.size == 1 or self.ranks.device.type == "cpu":
             asked = torch.tensor(float(self.stop.requested()))
@@ -214,7 +214,7 @@ class Run:
             self.outputs.logger.log_step(step)
 
     def follow_requests(self, steps: Sequence[StepMetrics], trainer: Trainer) -> None:
-        """Follows the requests of the ranks in these steps: reports replaced images, ends a run that cannot save, notes a stop.
+        """Follow the requests of the ranks in these steps: report replaced images, end a run that cannot save, note a stop.
 
         Raises DataError or StorageError on every rank.
         """
@@ -231,7 +231,7 @@ class Run:
             outputs.profile.step()
 
     def _list_bad_images(self, step: StepMetrics) -> None:
-        """Raises DataError on every rank when too many images were replaced."""
+        """Raise DataError on every rank when too many images were replaced."""
         config, outputs, images = self.config, self.outputs, self.constant["train_images"]
         lines = {reason for replaced in distributed.all_gather_objects(self.ranks, step.replaced) for _, reason in replaced}
         new, count = distributed.broadcast_from_main(self.ranks, lambda: outputs.bad_images.add(lines))
@@ -245,7 +245,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------- evaluating, saving
 
     def evaluate(self, trainer: Trainer, data: Any, split: Any, confusion: bool = False) -> EvalMetrics | None:
-        """Evaluates a split; logs the metrics unless an earlier session did.
+        """Evaluate a split; log the metrics unless an earlier session did.
 
         Returns None, on every rank, if one of them is asked to stop during the evaluation; then `stop_requested` is true.
         """
@@ -261,7 +261,7 @@ class Run:
         return metrics
 
     def _save(self, trainer: Trainer, files: Sequence[Path]) -> None:
-        """Saves the state in these files. Raises NonFiniteError on every rank, so that all stop together."""
+        """Save the state in these files. Raises NonFiniteError on every rank, so that all stop together."""
         with distributed.watch(self.ranks, lambda: f"saving step {trainer.step}", SMALLER_SAVE):
             if self.ranks.is_main:
                 self.outputs.saver.save(files, self._snapshot(trainer))
@@ -278,13 +278,13 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds over all sessions of the run."""
+        """Return the seconds over all sessions of the run."""
         return self.history.seconds + time.monotonic() - self.started
 
     # ---------------------------------------------------------------------------------------------------------- the end
 
     def finish(self, trainer: Trainer, data: Any) -> None:
-        """Makes the last evaluations and logs the end. A request to stop during an evaluation sets `stop_requested`."""
+        """Make the last evaluations and log the end. A request to stop during an evaluation sets `stop_requested`."""
         self._evaluate_at_end(trainer, data)
         if self.stop_requested:
             return
@@ -302,7 +302,7 @@ class Run:
             self.evaluate(trainer, data, data.train)
 
     def stop_early(self, trainer: Trainer) -> None:
-        """Ends a run that is asked to stop: saves it and prints how to resume it."""
+        """End a run that is asked to stop: save it and print how to resume it."""
         steps = trainer.finish()
         self.log_steps(steps)
         self.follow_requests(steps, trainer)
@@ -318,7 +318,7 @@ class Run:
             print(f"Stopped on request after step {step} of {self.config.num_steps}.{resume}", flush=True)
 
     def _diverged(self, error: ValueError, trainer: Trainer, sampler: StepSampler) -> DivergedError:
-        """Returns the error with what a user needs to continue."""
+        """Return the error with what a user needs to continue."""
         step, outputs = trainer.step, self.outputs
         outputs.logger.log_session("diverged", step + 1, samples=[sample.index for sample in sampler.samples_of(step)])
 

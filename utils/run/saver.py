@@ -48,7 +48,7 @@ class Saver:
 
     @property
     def best(self) -> dict:
-        """Returns {"step", "accuracy"} of the best.pt on the disk, {} without one. Waits for a current write.
+        """Return {"step", "accuracy"} of the best.pt on the disk, {} without one. Waits for a current write.
 
         After a failed save it is that of the older file, so that a later evaluation may become the best.
         """
@@ -60,11 +60,11 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Returns whether too many saves in a row have failed; `raise_if_failed` also waits for the current one."""
+        """Return whether too many saves in a row have failed; `raise_if_failed` also waits for the current one."""
         return self._failures >= MAX_FAILURES
 
     def reserve(self, state: RunState) -> None:
-        """Allocates, in the thread, the memory for copies of states such as this one: memory that no process has touched yet
+        """Allocate, in the thread, the memory for copies of states such as this one: memory that no process has touched yet
         costs several times what copying does, and the first save would wait for it. Call it once there is optimizer state."""
         self.wait()
         self._writing = self._writer.submit(self._reserve, size_of(vars(state)), on_gpu(vars(state)))
@@ -75,7 +75,7 @@ class Saver:
             np.frombuffer(self._memory.block, dtype=np.uint8).fill(0)
 
     def save(self, paths: Sequence[Path], state: RunState) -> None:
-        """Waits for an earlier write, copies `state` and returns; then the state may change.
+        """Wait for an earlier write, copy `state` and return; then the state may change.
 
         A write that fails causes a warning. The field `best` of a step checkpoint is that of the best.pt on the disk. A state
         that is on the disk already (of a run stopped right after a save) is not written again. Raises MemoryError, and
@@ -93,7 +93,7 @@ class Saver:
         self._writing = self._writer.submit(self._write, paths, RunState(**copied(vars(state), self._memory)))
 
     def wait(self) -> None:
-        """Waits until nothing is being written."""
+        """Wait until nothing is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             while concurrent.futures.wait([writing], timeout=1).not_done:
@@ -101,7 +101,7 @@ class Saver:
             writing.result()
 
     def raise_if_failed(self, failures: int = MAX_FAILURES) -> None:
-        """Raises StorageError if so many saves in a row have failed, including the current one."""
+        """Raise StorageError if so many saves in a row have failed, including the current one."""
         self.wait()
         if self._failures < failures:
             return
@@ -112,7 +112,7 @@ class Saver:
         raise StorageError(f"{self._reason}, {self._failures} failed save(s) in a row. {advice}")
 
     def close(self) -> None:
-        """Waits for the current write. Raises StorageError if the last save failed: the end of a run must be on the disk."""
+        """Wait for the current write. Raises StorageError if the last save failed: the end of a run must be on the disk."""
         self._writer.shutdown()
         self._memory = None
         self.raise_if_failed(1)
@@ -120,7 +120,7 @@ class Saver:
     # ---------------------------------------------------------------------------------------------- in the thread
 
     def _write(self, paths: Sequence[Path], state: RunState) -> None:
-        """Tries each file, even if another one failed."""
+        """Try each file, even if another one failed."""
         self._saved.clear()
         paths = sorted(paths, key=lambda path: path.name != checkpoint.BEST_FILE)          # first: the others name it
         reasons = list(filter(None, [self._write_one(path, state) for path in paths]))
@@ -138,7 +138,7 @@ class Saver:
                 self._warn(f"warning: cannot delete old checkpoints in {self._folder} ({error.strerror})")
 
     def _write_one(self, path: Path, state: RunState) -> str:
-        """Returns the reason of a failure in one line, or an empty string."""
+        """Return the reason of a failure in one line, or an empty string."""
         try:
             lock(self._folder).check()                # the folder may have been deleted and taken by another run
             sync_log(self._folder)                    # a checkpoint never is ahead of the log
@@ -156,7 +156,7 @@ class Saver:
 
 
 def _content(state: RunState) -> tuple:
-    """Returns what distinguishes the states of one run."""
+    """Return what distinguishes the states of one run."""
     return state.step, state.updates, dict(state.best)
 
 
@@ -192,7 +192,7 @@ class Memory:
                 torch.zeros(1, device="cuda")
 
     def tensor(self, like: torch.Tensor, offset: int) -> torch.Tensor:
-        """Returns an uninitialized CPU tensor at this byte of the block, with a separate storage, as torch.save needs it."""
+        """Return an uninitialized CPU tensor at this byte of the block, with a separate storage, as torch.save needs it."""
         if not like.numel():
             return torch.empty(like.shape, dtype=like.dtype)
         flat = torch.frombuffer(self.block, dtype=like.dtype, count=like.numel(), offset=offset)
@@ -200,7 +200,7 @@ class Memory:
 
 
 def _map_tensors(function: Callable[[torch.Tensor], object], value: object) -> object:
-    """Returns `value` with each tensor in its dicts, lists and tuples replaced by function(tensor)."""
+    """Return `value` with each tensor in its dicts, lists and tuples replaced by function(tensor)."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -217,12 +217,12 @@ def _tensors(value: object) -> list[torch.Tensor]:
 
 
 def _aligned_size(tensor: torch.Tensor) -> int:
-    """Returns its bytes, rounded up to a cache line."""
+    """Return its bytes, rounded up to a cache line."""
     return -(-tensor.numel() * tensor.element_size() // Memory.ALIGNMENT) * Memory.ALIGNMENT
 
 
 def size_of(value: object) -> int:
-    """Returns the bytes of a copy of the tensors in it."""
+    """Return the bytes of a copy of the tensors in it."""
     return sum(map(_aligned_size, _tensors(value)))
 
 
@@ -231,7 +231,7 @@ def on_gpu(value: object) -> bool:
 
 
 def copied(value: object, memory: Memory) -> object:
-    """Copies tensors in dicts, lists and tuples into `memory`, which is overwritten; other values are returned unchanged."""
+    """Copy tensors in dicts, lists and tuples into `memory`, which is overwritten; other values are returned unchanged."""
     offset = 0
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ class TimeLeft:
         self._count, self._evaluation, self._last = 0, 0.0, time.monotonic()
 
     def follow(self, event: dict) -> None:
-        """Takes a "train" or "eval" event when it happens."""
+        """Take a "train" or "eval" event when it happens."""
         now = time.monotonic()
         if event["event"] == "train":
             self._step, self._count = event["step"], self._count + 1
@@ -35,13 +35,13 @@ class TimeLeft:
 
     @property
     def a_step(self) -> float:
-        """Returns the seconds of a step, without the first steps, which warm up."""
+        """Return the seconds of a step, without the first steps, which warm up."""
         first = min(WARM_UP, self._count // 2)
         return sum(self._seconds[first:]) / (self._count - first)
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds for the steps that are left and their evaluations, each as long as the last one."""
+        """Return the seconds for the steps that are left and their evaluations, each as long as the last one."""
         evaluations = 0
         if self._every and self._step < self._total:
             evaluations = self._total // self._every - self._step // self._every + (self._total % self._every > 0)

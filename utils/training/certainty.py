@@ -21,7 +21,7 @@ class Result(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Returns Wilson's 95 % interval: the accuracies on all such images for which this one is likely.
+        """Return Wilson's 95 % interval: the accuracies on all such images for which this one is likely.
 
         E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212. It is
         valid for few images, and at 0 and 100 %, where the usual accuracy +- 2 standard errors has no width. The images must be
@@ -34,13 +34,13 @@ class Result(NamedTuple):
         return min(self.accuracy, max(0.0, middle - half)), max(self.accuracy, min(1.0, middle + half))
 
     def rank(self, highest: float) -> tuple[float, bool, float]:
-        """Returns a key: larger is better. highest: the highest accuracy of all that are compared; from one image below it on,
+        """Return a key: larger is better. highest: the highest accuracy of all that are compared; from one image below it on,
         the loss decides."""
         return (round(min(self.accuracy, highest - 1 / self.images), 9),         # rounded: 23/24 is 1 - 1/24
                 not math.isnan(self.loss), -self.loss)
 
     def resembles(self, other: "Result") -> bool:
-        """Returns whether the two accuracies may differ by chance: a two-sided test of two proportions at 5 %, in which one image
+        """Return whether the two accuracies may differ by chance: a two-sided test of two proportions at 5 %, in which one image
         decides nothing. For evaluations on the same images it says so slightly too often, since it ignores which were right."""
         both = self.images + other.images
         mean = (self.accuracy * self.images + other.accuracy * other.images) / both
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 
 def result_of(event: Mapping) -> Result | None:
-    """Returns the result of an "eval" event of a log, or of a row of a sweep; None if a figure is missing or is no number."""
+    """Return the result of an "eval" event of a log, or of a row of a sweep; None if a figure is missing or is no number."""
     try:
         result = Result(float(event["accuracy"]), float(event["loss"]), int(event["images"]))
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -58,7 +58,7 @@ def result_of(event: Mapping) -> Result | None:
 
 
 def best_of(results: Mapping[int, Result]) -> tuple[int | None, float]:
-    """Returns the step whose weights are the best after these evaluations, in their order, and the highest accuracy.
+    """Return the step whose weights are the best after these evaluations, in their order, and the highest accuracy.
 
     An evaluation replaces the best so far if its rank is higher with the highest accuracy so far, including its own. So the best
     is always within one image of the highest accuracy, and many small steps down cannot add up.

@@ -29,7 +29,7 @@ class AttentionSupervision:
     edited_images: Callable[[int], int]
 
     def loss(self, layers: list[Tensor], edits: Tensor) -> Tensor:
-        """Returns the sum over the images, without the weight. edits (B, 2, h, w): values and edited ratios."""
+        """Return the sum over the images, without the weight. edits (B, 2, h, w): values and edited ratios."""
         return torch.stack([attention_loss(logits, edits) for logits in layers]).mean()
 
 
@@ -52,12 +52,12 @@ class Criterion:
     attention: AttentionSupervision | None = None        # not with a mixer: an edit belongs to one image
 
     def mix(self, images: Tensor, targets: Tensor, step: int, position: int) -> tuple[Tensor, Tensor]:
-        """Mixes the images (B, C, height, width) and targets (B,) of a micro-batch, whose first image is the step's
+        """Mix the images (B, C, height, width) and targets (B,) of a micro-batch, whose first image is the step's
         `position`-th. Returns both unchanged without a mixer."""
         return (images, targets) if self.mixer is None else self.mixer(images.float(), targets, step, position)
 
     def loss(self, logits: Tensor | tuple[Tensor, Tensor], targets: Tensor, images: Tensor) -> Tensor:
-        """Returns the sum over the images, without the supervision of attention. `logits` may be those of two heads."""
+        """Return the sum over the images, without the supervision of attention. `logits` may be those of two heads."""
         logits, distilled = logits if isinstance(logits, tuple) else (logits, logits)
         loss = classification_loss(logits, targets, label_smoothing=self.label_smoothing, class_weights=self.class_weights)
         if self.distillation == "none":
@@ -66,13 +66,13 @@ class Criterion:
         return (1 - self.alpha) * loss + self.alpha * from_teacher
 
     def count_correct(self, logits: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-        """Returns the number of images whose top-1 class is their label (B,); two heads predict together."""
+        """Return the number of images whose top-1 class is their label (B,); two heads predict together."""
         return ((logits[0] + logits[1] if isinstance(logits, tuple) else logits).argmax(dim=1) == labels).sum()
 
 
 def classification_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0,
                         class_weights: Tensor | None = None) -> Tensor:
-    """Returns the sum of the cross-entropies. logits (B, C); targets (B,) classes, or (B, C) probabilities after mixing.
+    """Return the sum of the cross-entropies. logits (B, C); targets (B,) classes, or (B, C) probabilities after mixing.
 
     Targets t become (1 - s) t + s / C with s = label_smoothing (arXiv 1512.00567, section 7). class_weights (C,) multiply the
     terms of their classes; the sum is not divided by them.
@@ -83,7 +83,7 @@ def classification_loss(logits: Tensor, targets: Tensor, *, label_smoothing: flo
 
 
 def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
-    """Returns (C,) float32, N / (C n_c) for a class of n_c of the N images, so that an image weighs 1 on average.
+    """Return (C,) float32, N / (C n_c) for a class of n_c of the N images, so that an image weighs 1 on average.
 
     targets (N,) int64. C counts the classes that have images; a class without images has weight 0.
     """
@@ -93,7 +93,7 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
 
 
 def guess_loss(counts: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> float:
-    """Returns the mean loss of the best prediction that is the same for all images, of which `counts` (C,) are of each class.
+    """Return the mean loss of the best prediction that is the same for all images, of which `counts` (C,) are of each class.
 
     A model reaches it that has learned only the frequencies of the classes: ln C if they are equal. Mixing images does not change
     it, since on average their targets are those of the images.
@@ -105,7 +105,7 @@ def guess_loss(counts: Tensor, label_smoothing: float = 0.0, class_weights: Tens
 
 
 def distillation_loss(kind: str, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Returns the sum over the images of logits (B, C) each (DeiT, arXiv 2012.12877, section 4).
+    """Return the sum over the images of logits (B, C) each (DeiT, arXiv 2012.12877, section 4).
 
     "hard" (equation 3): cross-entropy with the teacher's top-1 class; no temperature. "soft" (equation 2):
     T^2 KL(softmax(teacher / T) || softmax(student / T)); the paper's published code divides the sum by B C, not B.
@@ -118,7 +118,7 @@ def distillation_loss(kind: str, student: Tensor, teacher: Tensor, temperature: 
 
 
 def attention_loss(logits: Tensor, edits: Tensor) -> Tensor:
-    """Returns the sum over the images. logits (B, H, R, h * w) of sigmoid attention; edits (B, 2, h, w), values and ratios.
+    """Return the sum over the images. logits (B, H, R, h * w) of sigmoid attention; edits (B, 2, h, w), values and ratios.
 
     An image's loss is the mean of (sigmoid(logit) - value)^2 over its edited patches, the heads and the R rows, which have the
     same values; 0 without an edited patch. A patch that a crop left partly edited is weighted by that ratio; if an image's

@@ -46,7 +46,7 @@ class EvalMetrics:
         return self.accuracy, self.top2, self.top3, self.top4, self.top5
 
     def as_dict(self) -> dict[str, float]:
-        """Returns the metrics by their names in log.jsonl."""
+        """Return the metrics by their names in log.jsonl."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
                 if field.name not in ("confusion", "answers")}
 
@@ -71,7 +71,7 @@ class ClassificationMetrics:
         self.confusion = torch.zeros(num_classes ** 2, dtype=torch.int64, device=device) if confusion else None
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds a batch. logits (B, C), targets (B,)"""
+        """Add a batch. logits (B, C), targets (B,)"""
         logits = logits.float()
         best = ranked(logits)
         hits = best == targets[:, None]
@@ -91,7 +91,7 @@ class ClassificationMetrics:
             self.confusion.index_add_(0, targets * self.num_classes + best[:, 0], torch.ones_like(targets))
 
     def compute(self, stopped: bool = False) -> EvalMetrics | None:
-        """Returns the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
+        """Return the metrics of all ranks, on every rank; None if a rank has `stopped` before its last image."""
         stops = torch.tensor([stopped], dtype=torch.int64, device=self.images.device)
         counts = torch.cat([stops, self.images, self.top, self.correct, self.predicted])
         stops, images, *counts = to_host(all_reduce_sum(counts)).tolist()
@@ -114,7 +114,7 @@ def evaluate(model: nn.Module, loader: Loader, normalize: Callable[[Tensor], Ten
              num_classes: int, *, confusion: bool = False, stop_requested: Callable[[], bool] = lambda: False,
              on_compiled: Callable[[int, float], None] | None = None, flipped: bool = False, filled: bool = False,
              answers: bool = False, metrics: type[ClassificationMetrics] = ClassificationMetrics) -> EvalMetrics | None:
-    """Evaluates every image of the split once, whatever the number of ranks.
+    """Evaluate every image of the split once, whatever the number of ranks.
 
     `model` is the plain module, not the wrapped one: ranks may have different numbers of batches. Returns None, on every rank,
     if stop_requested() became true on one of them before its last batch.
@@ -178,7 +178,7 @@ def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
 
 
 def write_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], checkpoint: str = "") -> list[Path]:
-    """Writes and returns confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy).
+    """Write and return confusion.csv (rows true class, columns predicted class) and per_class.csv (images, accuracy).
 
     checkpoint: the name of the evaluated checkpoint, where that is not the end of a run. It becomes part of the files' names
     (confusion-best.csv), and files that hold something else are kept: then these are confusion-best-2.csv, ... Raises

@@ -23,7 +23,7 @@ CHUNK = 2 ** 22        # numbers that cross the network at a time: up to 2 W + 1
 
 
 def set_deterministic(device: torch.device) -> None:
-    """Makes products deterministic: one thread on the CPU, deterministic kernels on a GPU. Call it before the first product."""
+    """Make products deterministic: one thread on the CPU, deterministic kernels on a GPU. Call it before the first product."""
     torch.set_num_threads(1)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")          # read when cuBLAS is first used
@@ -68,7 +68,7 @@ class SumTree:
         self._nodes.append((size, leaf))
 
     def root(self) -> list[Tensor | None]:
-        """Returns the sums, None where no leaf had a tensor, and empties the tree."""
+        """Return the sums, None where no leaf had a tensor, and empties the tree."""
         _, total = self._nodes.pop()
         while self._nodes:
             total = _add(self._nodes.pop()[1], total)
@@ -82,7 +82,7 @@ def _add(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor |
 
 
 def all_reduce_tree(node: list[Tensor | None], like: Sequence[Tensor], ranks: Ranks) -> list[Tensor | None]:
-    """Adds the ranks' nodes to the tree's root, on every rank; `like` has the shapes and types that None means."""
+    """Add the ranks' nodes to the tree's root, on every rank; `like` has the shapes and types that None means."""
     if ranks.size == 1:
         return node
     present = torch.tensor([tensor is not None for tensor in node], dtype=torch.uint8)
@@ -101,7 +101,7 @@ def all_reduce_tree(node: list[Tensor | None], like: Sequence[Tensor], ranks: Ra
 
 
 def _chunks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yields lists of flat views of the (contiguous) tensors, each list of one type and at most CHUNK numbers."""
+    """Yield lists of flat views of the (contiguous) tensors, each list of one type and at most CHUNK numbers."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         chunk, room = [], CHUNK
         for tensor in tensors:

@@ -23,11 +23,11 @@ class Need:
     evaluation: int     # activations of an evaluation batch
 
     def step(self, images: int) -> int:
-        """Returns the bytes of a step in micro-batches of so many images."""
+        """Return the bytes of a step in micro-batches of so many images."""
         return self.fixed + max(self.gradients, images * self.image)
 
     def fitting(self, memory: int) -> int:
-        """Returns the images of the largest micro-batch that fits into `memory` bytes, or needs no more than the gradients."""
+        """Return the images of the largest micro-batch that fits into `memory` bytes, or needs no more than the gradients."""
         return max(1, max(memory - self.fixed, self.gradients) // self.image)
 
 
@@ -51,7 +51,7 @@ def need(row: Mapping, img_size: tuple[int, int], num_classes: int, *, precision
 
 
 def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = False, power_of_two: bool = False) -> int:
-    """Returns the smallest number of equal micro-batches, of a step's `images` of one process, that fit into `memory` bytes.
+    """Return the smallest number of equal micro-batches, of a step's `images` of one process, that fit into `memory` bytes.
 
     even: a micro-batch is divided into pairs; power_of_two: the number must be one. Where nothing fits, the largest number.
     """
@@ -62,7 +62,7 @@ def choose_micro_steps(images: int, need: Need, memory: int, *, even: bool = Fal
 
 
 def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int:
-    """Returns the number of parameters of the row's model: exact for all that configs.py can express."""
+    """Return the number of parameters of the row's model: exact for all that configs.py can express."""
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
     tokens, out = _grid(row, img_size)
     linear, norm = width * width + width, 1 if row["norm"] == "rms" else 2       # a weight, and a bias
@@ -90,12 +90,12 @@ def parameters(row: Mapping, img_size: tuple[int, int], num_classes: int) -> int
 
 
 def _prefix(row: Mapping) -> int:
-    """Returns the number of tokens before the patches."""
+    """Return the number of tokens before the patches."""
     return int(row["class_token"] and row["classifier"] != "gap") + bool(row["distilled"]) + row["registers"]
 
 
 def activations(row: Mapping, img_size: tuple[int, int], half: bool, device_type: str) -> tuple[int, int]:
-    """Returns the bytes that the backward pass of an image needs for one block, and for the layers before the blocks."""
+    """Return the bytes that the backward pass of an image needs for one block, and for the layers before the blocks."""
     tokens = _grid(row, img_size)[0] + _prefix(row)
     width, hidden, heads = row["hidden_size"], row["mlp_dim"], row["num_heads"]
     size, maps = (2, 14) if half else (4, 11)

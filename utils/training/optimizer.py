@@ -28,7 +28,7 @@ class OptimizerError(ValueError):
 
 def choose_trainable(named_parameters: Iterable[tuple[str, nn.Parameter]], *, train_layers: str, freeze: Sequence[str],
                      layer_index: Callable[[str], int], depth: int, head_names: Sequence[str]) -> list[str]:
-    """Sets requires_grad and returns the names of the frozen parameters.
+    """Set requires_grad and return the names of the frozen parameters.
 
     train_layers: "all"; "head" (a linear probe, only `head_names`); or a number K: the last K of the depth - 1 layers and
     everything after them. A parameter whose name matches a pattern of `freeze` ("patch_embed.*") is frozen in any case.
@@ -60,7 +60,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, we
                      decay_matrices_only: bool = False, layer_decay: float = 1.0,
                      layer_index: Callable[[str], int] | None = None, depth: int = 0, head_names: Sequence[str] = (),
                      head_scale: float | None = None, by_value: bool = False) -> list[dict]:
-    """Returns the parameters that require gradients in groups {"params", "lr_scale", "weight_decay"}, in order of appearance.
+    """Return the parameters that require gradients in groups {"params", "lr_scale", "weight_decay"}, in order of appearance.
 
     lr_scale = layer_decay ** (depth - layer_index(name)), times head_scale for the names in `head_names`.
     decay_matrices_only: biases, norms and other vectors, positions and tokens have no weight decay.
@@ -84,7 +84,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, we
 
 def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], learning_rate: float, *,
                     momentum: float = 0.9) -> torch.optim.Optimizer:
-    """Builds the optimizer of the groups of parameter_groups(), or of plain parameters, which then have no weight decay.
+    """Build the optimizer of the groups of parameter_groups(), or of plain parameters, which then have no weight decay.
 
     "sgd": `momentum`, no Nesterov, weight decay as an L2 term, as in the ViT paper's fine-tuning. "adam": weight decay as an
     L2 term. "adamw": decoupled weight decay. "lamb" (arXiv 1904.00962): timm's, without its clipping, which `update` does.
@@ -116,7 +116,7 @@ def build_optimizer(name: str, groups: Iterable[dict] | Iterable[nn.Parameter], 
 
 
 def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Sets SGD's missing momentum to zero: the fused step would allocate it and, if it skips the update, not fill it."""
+    """Set SGD's missing momentum to zero: the fused step would allocate it and, if it skips the update, not fill it."""
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
         for parameter in group["params"] if group["momentum"] else ():
             if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -124,7 +124,7 @@ def _initialize_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[[], list[dict]] = list) -> str:
-    """Loads a checkpoint's averages. The optimizer keeps its kernel, eps and lr_scale, which are settings of this session.
+    """Load a checkpoint's averages. The optimizer keeps its kernel, eps and lr_scale, which are settings of this session.
 
     earlier: the groups of the checkpoint's parameters, where it has others than the optimizer: by value. Returns a line for the
     user if the precision has changed eps, else "".
@@ -148,8 +148,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict, earlier: Callable[
 
 
 def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, scale: Tensor, max_norm: float) -> None:
-    """Updates the weights, unless `non_finite`: divides the gradients by the loss's `scale`, clips them to the global norm
-    `max_norm` (0: no clipping) and steps.
+    """Update the weights, unless `non_finite`: divide the gradients by the loss's `scale`, clip them to the global norm
+    `max_norm` (0: no clipping) and step.
 
     `norm` is the norm of the gradients before the division. It, `non_finite` and `scale` are scalars () on the device.
     Fused optimizers divide, clip and skip in the single pass that changes the weights, so that the host never waits for the
@@ -167,7 +167,7 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor, non_finite: Tensor, s
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets every group's learning rate, times its lr_scale (1 in states saved before there were groups)."""
+    """Set every group's learning rate, times its lr_scale (1 in states saved before there were groups)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
@@ -177,7 +177,7 @@ SHORT_RUN = 10      # updates; in a shorter run each of them has a learning rate
 
 def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, floor: float = 0.0, start: float = 0.0,
                   milestones: Sequence[int] = (), ends_at_floor: bool | None = None) -> float:
-    """Returns the learning rate of update 1..total as a fraction of the peak.
+    """Return the learning rate of update 1..total as a fraction of the peak.
 
     During the warm-up it rises linearly from `start` (at update 0) to 1. Afterwards it falls from 1 to `floor`: "cosine"
     (half a period) and "linear" reach it at `total`; "step" divides by 10 after each of the `milestones`, as BiT (arXiv
@@ -202,5 +202,5 @@ def lr_multiplier(update: float, warmup: float, total: float, decay: str, *, flo
 
 
 def is_time(step: int, every: int, total: int) -> bool:
-    """Returns whether something is due after step 1..total: every `every` steps, and at the end."""
+    """Return whether something is due after step 1..total: every `every` steps, and at the end."""
     return step % every == 0 or step == total

@@ -46,7 +46,7 @@ BF16 = Precision("bf16 autocast", torch.bfloat16)
 
 
 def choose(name: str, opt_level: str, device: torch.device) -> tuple[Precision, str]:
-    """Returns the precision of --precision auto, fp32, tf32, bf16 or fp16, and the reason for the log."""
+    """Return the precision of --precision auto, fp32, tf32, bf16 or fp16, and the reason for the log."""
     if name == "auto":
         if device.type == "mps":
             return FP32, "Apple GPU; --precision fp16 and bf16 are not tested here"
@@ -67,14 +67,14 @@ def choose(name: str, opt_level: str, device: torch.device) -> tuple[Precision, 
 
 
 def apply_matmul_precision(precision: Precision) -> None:
-    """Sets how much torch may round inside products of float32 numbers, for this process."""
+    """Set how much torch may round inside products of float32 numbers, for this process."""
     if precision.compute == torch.float32:
         torch.set_float32_matmul_precision(precision.matmul)
         torch.backends.cudnn.allow_tf32 = precision.matmul != "highest"      # cuDNN rounds convolutions to TF32 by default
 
 
 def native_support(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """Returns whether the device is known to multiply matrices of bfloat16 or float16 in hardware, and which processor it is."""
+    """Return whether the device is known to multiply matrices of bfloat16 or float16 in hardware, and which processor it is."""
     if device.type == "mps":
         return False, "Apple GPU"
     if device.type == "cuda":
@@ -106,7 +106,7 @@ class LossScaler:
         (loss * self.scale if self.enabled else loss).backward()
 
     def update(self, overflowed: torch.Tensor) -> None:
-        """Adapts the scale after a step. `overflowed`: bool, (), on the device."""
+        """Adapt the scale after a step. `overflowed`: bool, (), on the device."""
         if not self.enabled or self.fixed:
             return
         good = torch.where(overflowed, 0, self._good_steps + 1)
@@ -127,7 +127,7 @@ class LossScaler:
 
 
 def warm_up(model: torch.nn.Module, images: torch.Tensor, precision: Precision) -> None:
-    """Runs forward and backward once and discards the gradients. images: an input of a micro-step, (B, C, height, width).
+    """Run forward and backward once and discard the gradients. images: an input of a micro-step, (B, C, height, width).
 
     This compiles a model that compiles on its first call. With three or more processes it also makes resumed runs exact bit for
     bit: DistributedDataParallel rearranges its buckets after the first backward pass of a process, and the position of a number

@@ -86,7 +86,7 @@ def _setting_faults(group: dict, current: dict) -> Iterator[str]:
 
 
 def _other_version(key: str, value: object) -> Iterator[str]:
-    """Yields a fault for a setting that this optimizer does not have, unless it is off and so has no effect."""
+    """Yield a fault for a setting that this optimizer does not have, unless it is off and so has no effect."""
     if value is not None and value is not False:
         yield f"{named(key)} {brief(value)} of a group, written by another version of timm or PyTorch"
 
@@ -133,7 +133,7 @@ def _slot_faults(optimizer: torch.optim.Optimizer, kept: dict, parameter: Tensor
 
 
 def _number_faults(slot: str, value: Tensor, name: str) -> Iterator[str]:
-    """Yields a fault for NaN, and for infinity in an average of gradients; that of their squares may overflow but is never below
+    """Yield a fault for NaN, and for infinity in an average of gradients; that of their squares may overflow but is never below
     0."""
     if not value.numel():
         return

@@ -52,7 +52,7 @@ class StepMetrics:
         return self.images / self.seconds
 
     def as_dict(self) -> dict[str, float | None]:
-        """Returns the metrics by their names in log.jsonl."""
+        """Return the metrics by their names in log.jsonl."""
         other = {"learning_rate", "images", "data_seconds", "requests", "replaced"}
         other |= {"attention_loss"} if self.attention_loss is None else set()
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in other}

@@ -40,11 +40,11 @@ class Reducer:
         self._sums: Tensor | float = 0.0
 
     def add(self, sums: Tensor) -> None:
-        """Adds the sums of a micro-batch's losses, (3,) float64, after its backward pass."""
+        """Add the sums of a micro-batch's losses, (3,) float64, after its backward pass."""
         self._sums = self._sums + sums
 
     def reduce(self, requests: Tensor) -> Tensor:
-        """Returns the step's sums and requests over all ranks; afterwards every rank has the gradients of the whole step."""
+        """Return the step's sums and requests over all ranks; afterwards every rank has the gradients of the whole step."""
         sums, self._sums = self._sums, 0.0
         return all_reduce_sum(torch.cat([sums, requests]))
 
@@ -103,16 +103,16 @@ class Trainer:
 
     @property
     def module(self) -> nn.Module:
-        """Returns the model without its wrapper."""
+        """Return the model without its wrapper."""
         return unwrap(self.model)
 
     @property
     def eval_model(self) -> nn.Module:
-        """Returns the model that is evaluated: with the averaged weights if the run has them."""
+        """Return the model that is evaluated: with the averaged weights if the run has them."""
         return self.module if self.ema is None else self.ema.model
 
     def train_step(self, batches: Iterator[Batch], flush: bool = True) -> list[StepMetrics]:
-        """Takes micro_steps batches, updates the weights once and returns the metrics that are available: those of this step;
+        """Take micro_steps batches, update the weights once and return the metrics that are available: those of this step;
         if figures are read late and `flush` is false, those of the step before. A step that is abandoned changes nothing and has
         none. Raises DivergedError for the step that it names; no non-finite update is ever made.
 
@@ -136,14 +136,14 @@ class Trainer:
         return self.finish(read=flush or not self._readout.late)
 
     def finish(self, read: bool = True) -> list[StepMetrics]:
-        """Returns the metrics that train_step has not returned: of the current step if `read`, and of one before an error."""
+        """Return the metrics that train_step has not returned: of the current step if `read`, and of one before an error."""
         if read:
             self._read()
         unread, self._readout.unread = self._readout.unread, []
         return unread
 
     def _accumulate(self, batches: Iterator[Batch]) -> _Step | None:
-        """Runs backward over the step's micro-batches and sums gradients and losses over all ranks. None: abandoned."""
+        """Run backward over the step's micro-batches and sum gradients and losses over all ranks. None: abandoned."""
         attention = self.criterion.attention
         step = _Step(self.step, time.perf_counter(), attention.edited_images(self.step) if attention else 0)
         for micro_step in range(self.settings.micro_steps):
@@ -164,7 +164,7 @@ class Trainer:
         return step
 
     def _backward(self, batch: Batch, edited: int) -> Tensor:
-        """Returns the micro-batch's sums of losses, of correct images and of attention losses. `edited`: the number of images of
+        """Return the micro-batch's sums of losses, of correct images and of attention losses. `edited`: the number of images of
         the whole step that have an edit."""
         key, device, settings = batch.keys[0], self.ranks.device, self.settings
         seed_device(device, settings.seed, "model", key.step, key.micro)
@@ -183,8 +183,8 @@ class Trainer:
         return torch.stack([as_float64(each.detach()) for each in (loss, correct, attention_loss)])
 
     def _measure(self, step: _Step) -> tuple[Tensor, Tensor]:
-        """Returns the global norm of the (scaled) gradients and whether loss or gradients are not finite; completes the step's
-        figures and sends them to the host."""
+        """Return the global norm of the (scaled) gradients and whether loss or gradients are not finite; complete the step's
+        figures and send them to the host."""
         scale = self.scaler.scale
         norm = nn.utils.get_total_norm([each.grad for each in self.reducer.parameters if each.grad is not None])
         non_finite = ~(step.figures[:3].isfinite().all().to(norm.device) & norm.isfinite())
@@ -197,7 +197,7 @@ class Trainer:
         return norm, non_finite
 
     def _read(self) -> None:
-        """Reads the figures of the current step, if there is one. Raises DivergedError."""
+        """Read the figures of the current step, if there is one. Raises DivergedError."""
         readout, step = self._readout, self._readout.pending
         if step is None:
             return
@@ -222,7 +222,7 @@ class Trainer:
             tuple(step.replaced)))
 
     def _is_skipped(self, step: _Step, loss: float, norm: float, scale: float) -> bool:
-        """Returns whether the weights were not updated. Raises DivergedError if the run has to end. All ranks decide the same:
+        """Return whether the weights were not updated. Raises DivergedError if the run has to end. All ranks decide the same:
         gradients and the loss are those of all ranks."""
         if isfinite(loss) and isfinite(norm):
             return False

@@ -79,7 +79,7 @@ class ServerError(ValueError):
 
 
 def application(session: Session, host: str = "127.0.0.1") -> "Guard":
-    """Returns the ASGI application. `host` is the address at which it is served; requests may be for this host."""
+    """Return the ASGI application. `host` is the address at which it is served; requests may be for this host."""
     routes = [Route(address, partial(_file, *file)) for address, file in FILES.items()]
     routes += [Route("/api/state", lambda request: JSONResponse(session.state())), Route("/api/find", partial(_find, session)),
                Route("/api/images/{number}", partial(_image, session)),
@@ -145,7 +145,7 @@ async def _edit(session: Session, request: Request) -> Response:
 
 
 def _saved(session: Session, index: int, sent: SentEdit) -> Response:
-    """Saves the edit to the disk before it answers."""
+    """Save the edit to the disk before it answers."""
     with contextlib.suppress(ImageError):
         if sent.checksum and sent.checksum != session.gallery.checksum(index):
             raise Refusal(422, "the picture was replaced after it was shown. Reload the page; your next stroke saves everything")
@@ -156,7 +156,7 @@ def _saved(session: Session, index: int, sent: SentEdit) -> Response:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """Reads at most `limit` bytes, whatever Content-Length claims. Raises Refusal."""
+    """Read at most `limit` bytes, whatever Content-Length claims. Raises Refusal."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -166,7 +166,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def read_edit(body: bytes, grid: tuple[int, int]) -> SentEdit:
-    """Raises Refusal."""
+    """Raise Refusal."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -228,7 +228,7 @@ class Guard:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; port 0: any free port. Raises ServerError."""
+    """Return a listening socket; port 0: any free port. Raises ServerError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
@@ -241,7 +241,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def announce(listening: socket.socket) -> str:
-    """Returns the addresses of the page, this machine's first; warns if other machines can reach it."""
+    """Return the addresses of the page, this machine's first; warn if other machines can reach it."""
     host, port = listening.getsockname()[:2]
     hosts = [host]
     if host in EVERYWHERE:
@@ -257,21 +257,21 @@ def announce(listening: socket.socket) -> str:
 
 
 def server(session: Session, host: str) -> uvicorn.Server:
-    """Returns the server. It uses h11, which is plain Python: fast enough for one person, and installs everywhere."""
+    """Return the server. It uses h11, which is plain Python: fast enough for one person, and installs everywhere."""
     return uvicorn.Server(uvicorn.Config(
         application(session, host), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
         http="h11", limit_concurrency=64, timeout_graceful_shutdown=3))
 
 
 def serve(session: Session, listening: socket.socket, host: str) -> None:
-    """Serves until Ctrl-C."""
+    """Serve until Ctrl-C."""
     with searching(session), contextlib.suppress(KeyboardInterrupt):
         server(session, host).run(sockets=[listening])
 
 
 @contextlib.contextmanager
 def searching(session: Session) -> Iterator[None]:
-    """Searches for misclassified images in a thread during the block."""
+    """Search for misclassified images in a thread during the block."""
     stop = threading.Event()
     thread = threading.Thread(target=session.search, args=(stop,), daemon=True)
     thread.start()

@@ -89,7 +89,7 @@ class Session:
                 "size": list(gallery.img_size), "identity": identity, "counts": self.counts()}
 
     def counts(self) -> dict:
-        """Returns the numbers of images: all, edited, predicted, unreadable, misclassified."""
+        """Return the numbers of images: all, edited, predicted, unreadable, misclassified."""
         return {"images": len(self.predicted), "edited": int(self.edited.sum()),
                 "looked_at": int((self.predicted != UNKNOWN).sum()), "unreadable": int((self.predicted == UNREADABLE).sum()),
                 "misclassified": int(self._members("misclassified").sum()), "labelled": bool((self.gallery.labels >= 0).any())}
@@ -100,7 +100,7 @@ class Session:
         return {"all": np.ones_like(self.edited), "edited": self.edited, "unedited": ~self.edited}[kind]
 
     def find(self, kind: str, start: int, step: int) -> dict:
-        """Finds the next (step 1) or previous (-1) image of a filter from `start`; step 0: `start` itself, or else the next, or
+        """Find the next (step 1) or previous (-1) image of a filter from `start`; step 0: `start` itself, or else the next, or
         else the last.
 
         Returns {"index": the image or None, "position": its position in the filter, from 0, "total": the images of the filter}.
@@ -113,7 +113,7 @@ class Session:
         return {"index": found, "position": place, "total": len(members)}
 
     def image(self, index: int) -> dict:
-        """Returns all that the page shows of an image; "unreadable" and "problem": what is wrong with it or with its edit."""
+        """Return all that the page shows of an image; "unreadable" and "problem": what is wrong with it or with its edit."""
         gallery, stored = self.gallery, self._stored(index)
         answer = {"index": index, "name": gallery.name(index), "label": self._class(gallery.labels[index]), "note": "",
                   "revision": stored.revision, "problem": stored.problem, "values": None, "who": "", "when": ""}
@@ -131,7 +131,7 @@ class Session:
         return answer | self.outcome(index, edit.values, edit.edited)
 
     def outcome(self, index: int, values: np.ndarray | None = None, edited: np.ndarray | None = None) -> dict:
-        """Returns the model's output for an image without an edit ("own") and with an edit ("now")."""
+        """Return the model's output for an image without an edit ("own") and with an edit ("now")."""
         try:
             with self._request():
                 own = self.gallery.predict_with_attention(index)
@@ -176,7 +176,7 @@ class Session:
         return Stored(revision, edit)
 
     def save(self, index: int, revision: str, values: np.ndarray, edited: np.ndarray) -> dict | None:
-        """Saves an edit to the disk and returns {"revision"}. Returns None and writes nothing if the file's revision is not
+        """Save an edit to the disk and return {"revision"}. Returns None and writes nothing if the file's revision is not
         `revision` any more.
 
         Without an edited patch the file is removed. A file that is not an edit of this image is kept as NAME.json.damaged.
@@ -202,7 +202,7 @@ class Session:
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[None]:
-        """Pauses the search during the block and shortly after."""
+        """Pause the search during the block and shortly after."""
         with self._count:
             self._busy += 1
         try:
@@ -213,7 +213,7 @@ class Session:
             self._last = time.monotonic()
 
     def search(self, stop: threading.Event) -> None:
-        """Predicts every image, in batches of about a tenth of a second, and only while there are no requests."""
+        """Predict every image, in batches of about a tenth of a second, and only while there are no requests."""
         size, index = 1, 0
         while index < len(self.predicted):
             while self._busy or time.monotonic() - self._last < IDLE_S:
@@ -230,7 +230,7 @@ class Session:
 
 
 def fitted(edit: edits.Edit, grid: tuple[int, int], region: tuple[float, float, float, float]) -> edits.Edit:
-    """Resamples the edit to the patches of `grid` over `region`: each gets the edit's value at its center."""
+    """Resample the edit to the patches of `grid` over `region`: each gets the edit's value at its center."""
     if edit.values.shape == grid and np.allclose(edit.region, region, atol=1e-3):
         return edit
     places, inside = [], []
