@@ -80,7 +80,8 @@ OPTIONS = {
 def make_parser(picture: str) -> Parser:
     shows, example, *groups = PICTURES[picture]
     parser = Parser(prog=f"visualize.py {picture}", description=f"Draws {shows}.",
-                    examples=[(f"visualize.py {picture} {example}", "written to the run folder")])
+                    examples=[(f"visualize.py {picture} {example}",
+                               "written to output/" if picture == "curves" else "written to the run folder")])
     for group in groups:
         for name, settings in OPTIONS[group].items():
             parser.add_argument(f"--{name}", **settings)

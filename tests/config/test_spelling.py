@@ -156,7 +156,8 @@ USUAL = """
 def test_misspelt_variables_are_reported_and_no_others(capsys):
     meant = {"PRECISON": "PRECISION", "VAL_FRACTON": "VAL_FRACTION", "DATADIR": "DATA_DIR", "IMAGE_SIZE": "IMG_SIZE",
              "data_set": "DATASET", "NUMEPOCHS": "NUM_EPOCHS", "LEARNING_RATES": "LEARNING_RATE", "DRYRUN": "DRY_RUN",
-             "PRETRAIND_DIR": "PRETRAINED_DIR", "MODELTYPE": "MODEL_TYPE", "OPTIMISER": "OPTIMIZER"}
+             "PRETRAIND_DIR": "PRETRAINED_DIR", "MODELTYPE": "MODEL_TYPE", "OPTIMISER": "OPTIMIZER",
+             "EPOCHS": "NUM_EPOCHS", "LR": "LEARNING_RATE", "BATCH_SIZE": "TRAIN_BATCH_SIZE", "VAL_FRAC": "VAL_FRACTION"}
     warn_of_variables([*USUAL.split(), "GPUS", "NPROC", "MASTER_PORT", "FP16_OPT_LEVEL", "DATA_DIR", *meant], "train.sh")
     assert capsys.readouterr() == ("", "".join(
         f"warning: {typed} is not a variable of train.sh. Did you mean {meant[typed]}?\n" for typed in sorted(meant)))

@@ -173,7 +173,7 @@ def _metrics(path: Path, step: int | None) -> dict:
     """Return the evaluations at the weights' step."""
     events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
     return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
-            if is_number(event.get(key))}
+            if is_number(event.get(key)) and not (key == "top5" and event[key] == 1)}          # as with five classes or fewer
 
 
 def _start(start: str, model_type: str, known: str = "") -> dict:

@@ -56,6 +56,10 @@ MISSPELT = 0.95                       # of the letters of a name, in their order
 MAX_SHOWN = 3
 VARIABLE = re.compile(r"^([A-Z][A-Z0-9_]+)=\$\{\1:-", re.MULTILINE)                # NAME=${NAME:-...} of a script
 OF_ALL_SCRIPTS = ("DRY_RUN", "LOCKED", "PYTHON", "VENV")
+# Names that other programs' scripts and our own flags suggest for a variable.
+OTHER_VARIABLES = {"EPOCHS": "NUM_EPOCHS", "STEPS": "NUM_STEPS", "BATCH_SIZE": "TRAIN_BATCH_SIZE", "LR": "LEARNING_RATE",
+                   "VAL_FRAC": "VAL_FRACTION", "RESUME_FROM": "RESUME_PATH", "PRETRAINED": "PRETRAINED_DIR",
+                   "GRADIENT_ACCUMULATION_STEPS": "GRAD_STEPS", "RUN_NAME": "NAME"}
 # Job systems and shells have variables with names like these.
 NOT_GUESSED = ("LOCKED", "PYTHON", "VENV", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -178,13 +182,14 @@ def suggest(typed: str, known: Iterable[str]) -> list[str]:
 
 
 def warn_of_variables(environment: Iterable[str], *scripts: str) -> None:
-    """Print, on standard error, a warning for each name in the environment that is almost a variable of the scripts, but is not
-    one. scripts: such as "sweep.sh", which the warning names, and "train.sh", which it starts.
+    """Print, on standard error, a warning for each name in the environment that is almost a variable of the scripts, or another
+    program's name for one. scripts: such as "sweep.sh", which the warning names, and "train.sh", which it starts.
     """
     texts = [(launch.ROOT / script).read_text(encoding="utf-8") for script in scripts]
     known = dict.fromkeys([*OF_ALL_SCRIPTS, *(name for text in texts for name in VARIABLE.findall(text))])
     for typed in sorted(set(environment) - set(known)):
-        if name := next(filter(functools.partial(_like_variable, typed), known), ""):
+        like = next(filter(functools.partial(_like_variable, typed), known), "")
+        if (name := OTHER_VARIABLES.get(typed, like)) in known:
             print(f"warning: {typed} is not a variable of {scripts[0]}.{_ask([name])}", file=sys.stderr)
 
 
