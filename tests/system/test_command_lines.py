@@ -134,7 +134,8 @@ LATE = {
                     ("--edits -", "--edits must be a file or folder, and - would mean standard output"),
                     ("--checkpoint w.npz --edits file.txt", "--edits file.txt: file.txt is a file, not a folder")],
     "dataset.py": [("prepare - --dataset folder --data_dir photos", "FOLDER must be a file or folder, and - would"),
-                   ("check --output_dir -", "--output_dir must be a file or folder, and - would"), ("check --dataset folder --data_dir photos --output_dir file.txt", "--output_dir file.txt: file.txt is a"),
+                   ("check --output_dir -", "--output_dir must be a file or folder, and - would"),
+                   ("check --dataset folder --data_dir photos --output_dir file.txt", "--output_dir file.txt: file.txt is a"),
                    ("prepare file.txt/a --dataset folder --data_dir photos", "FOLDER file.txt/a: file.txt is a file, not a"),
                    ("check --dataset photo", "--dataset cannot be 'photo'. For the images in photos: DATASET=folder DATA_DIR=phot"
                     r"os \(--dataset folder --data_dir\).$")],
