@@ -254,7 +254,7 @@ class Viewer:
         device, config = torch.device("cuda" if torch.cuda.is_available() else "cpu"), model.config
         self.model, self.split, self.transform, self.region_of = model.to(device), split, transform, region_of
         self._input = lambda pixels: transforms.normalize(torch.stack(pixels).to(device), config.mean, config.std)
-        self.turn = threading.Lock()                   # the model carries hooks and edits while it predicts
+        self.turn = threading.Lock()                   # a prediction puts hooks and edits on the model
         self.first = min(model.sigmoid_layers[0] - 1, len(model.blocks))
         self.seen, self.tokens = self._cached(64, self._seen), self._cached(32, self._tokens)
         self.own = self._cached(128, self._predict_with_attention)
@@ -276,7 +276,7 @@ class Viewer:
 
     def picture(self, index: int) -> "Image.Image":
         """Return the part of the image that the model sees, in the image's own pixels (at most LARGEST on a side), in grey for a
-        model of one channel. A person recognizes in it what 32 px do not show. Raises ImageError."""
+        model of one channel. People recognize more in it than in the 32 px that a model may see. Raises ImageError."""
         from PIL import Image
 
         image, _ = self.split[index]

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
         best = begun_with(folder / sweeps.FINAL, tried, rows) or sweeps.choose(rows)
         if best is None:
             raise ConfigError(f"all runs of {folder} diverged. Try lower learning rates")
-        print(f"\nsweep: {sweeps.describe_choice(rows, best, tried)}\nsweep: now the final run", flush=True)
+        print(f"\nsweep: {sweeps.describe_choice(rows, best, tried)}", flush=True)
         final = [*shared, "--val_fraction", "0", "--test", "once"]
         final += pinned(folder / best["run"], flags_of_run)
         rows.append(finish(folder / sweeps.FINAL, final, tried, best[tried]))

@@ -102,7 +102,7 @@ def apple(monkeypatch, no_gpu):
 @pytest.mark.parametrize(("built", "words"), [(False, "is built without MPS, which only macOS has"), (True, "macOS is too old")])
 def test_missing_apple_gpu_is_reported(apple, built, words):
     apple(built, False)
-    with pytest.raises(DeviceError, match=rf"^--device mps: PyTorch sees no Apple GPU here .*{words}.*Omit --device") as caught:
+    with pytest.raises(DeviceError, match=rf"^--device mps: PyTorch finds no Apple GPU here .*{words}.*Omit --device") as caught:
         choose_device("mps")
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 

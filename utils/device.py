@@ -72,7 +72,7 @@ def _apple_gpu(local_size: int) -> torch.device:
     if not torch.backends.mps.is_available():
         why = "macOS is too old for it, or this Mac has none" if torch.backends.mps.is_built() else (
             f"this PyTorch, {torch.__version__}, is built without MPS, which only macOS has")
-        raise DeviceError(f"--device mps: PyTorch sees no Apple GPU here ({why}). Omit --device to use another device")
+        raise DeviceError(f"--device mps: PyTorch finds no Apple GPU here ({why}). Omit --device to use another device")
     if local_size > 1:
         raise DeviceError(f"--device mps: one process uses the Apple GPU, and there are {local_size}. Set NPROC=1, or --nproc 1")
     return torch.device("mps")

@@ -116,7 +116,7 @@ def _fill(model: ImageTransformer, checkpoint: OpenedCheckpoint, head: str) -> L
         _fold_channels(state, model, file.path)
         report.notes.append("patch kernel summed over the channels")
     state |= {name: _initial_value(name, model) for name in report.fresh}
-    empty = next(model.parameters()).is_meta                    # then it takes the tensors themselves, not copies
+    empty = next(model.parameters()).is_meta                    # then the model keeps these tensors, uncopied
     state = {name: value.contiguous() for name, value in state.items()}          # fused optimizers need that order in memory
     model.load_state_dict(state, assign=empty)
     if head == "keep" and not any(model.get_parameter(name).any() for name in model.head_names() if name.endswith("weight")):

@@ -80,7 +80,7 @@ class OpenedCheckpoint(contextlib.AbstractContextManager):
 
     @functools.cached_property
     def computed(self) -> dict:
-        """The keys of COMPUTED that are known from our own run, or from the program that wrote the file and its config.json."""
+        """The values of COMPUTED's keys that our own run, the program that wrote the file, or its config.json determines."""
         known = self.file.run["architecture"] if self.file.run else self._of_program | self._of_base | self.file.described.row
         found = {key: tuple(value) if isinstance(value, (list, tuple)) else value
                  for key, value in known.items() if key in COMPUTED}

@@ -108,6 +108,7 @@ def test_every_program_has_the_same_flags_for_models_that_are_not_runs():
 LATE = {
     "export.py": [("nowhere --to npz --output a.npz", "MODEL nowhere: no such file or folder"),
                   ("photos --to npz --output a.npz", "MODEL: photos holds no intact checkpoint"),
+                  ("w.npz --to npz --output -", "--output must be a file or folder, and - would mean"),
                   ("w.npz --to npz --output file.txt", "--output file.txt exists, and is not overwritten"),
                   ("w.npz --to folder --output photos", "--output photos exists, and is not overwritten"),
                   ("w.npz --to npz --output photos", "--output photos is a folder. Give the name of a new file"),
@@ -130,8 +131,11 @@ LATE = {
     "annotate.py": [("", "--checkpoint is missing, and there is no run in output"),
                     ("--checkpoint w.npz --data gone", "--data gone: no such folder"),
                     ("--checkpoint photos", "--checkpoint: photos holds no intact checkpoint"),
+                    ("--edits -", "--edits must be a file or folder, and - would mean standard output"),
                     ("--checkpoint w.npz --edits file.txt", "--edits file.txt: file.txt is a file, not a folder")],
-    "dataset.py": [("check --dataset folder --data_dir photos --output_dir file.txt", "--output_dir file.txt: file.txt is a"),
+    "dataset.py": [("prepare - --dataset folder --data_dir photos", "FOLDER must be a file or folder, and - would"),
+                   ("check --output_dir -", "--output_dir must be a file or folder, and - would"),
+                   ("check --dataset folder --data_dir photos --output_dir file.txt", "--output_dir file.txt: file.txt is a"),
                    ("prepare file.txt/a --dataset folder --data_dir photos", "FOLDER file.txt/a: file.txt is a file, not a"),
                    ("check --dataset photo", "--dataset cannot be 'photo'. For the images in photos: DATASET=folder DATA_DIR=phot"
                     r"os \(--dataset folder --data_dir\).$")],

@@ -280,6 +280,7 @@ def test_bad_input_is_reported_in_one_line_and_leaves_no_files(run, monkeypatch)
     assert run("r", "p")[2] == "predict.py: error: NPROC must be a whole number, 1 or more, got 'two'\n"
     assert sorted(os.listdir()) == ["empty", "gone.txt", "headless.pth", "no_run", "p", "r", "s", "there.csv", "x.pth"]
     monkeypatch.delenv("NPROC")
+    assert predict.parse(["r", "p", "--output", "-"]).output is None, "standard output"
     with files_no_larger_than(8000):                  # a batch in shared memory fits
         code, _, printed = run("r", *["p/0.jpg"] * 300, "--output", "new.csv", "--batch_size", 8)
     assert code == 2 and ": new.csv: File too large; the rows so far are in new.csv.partial, and each is complete\n" in printed

@@ -153,15 +153,17 @@ def print_summary(run: Run, splits: Splits, final: str, speed: Sequence[str], fa
 
 def _accuracy_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
     """Lines on the last step and on best.pt, each with the images that it was evaluated on."""
-    first, result, lines = run.history.first, run.history.result, []
-    before = ""
-    if "accuracy" in first and first.get("split", "test") == final:
-        before = f"; before training {first['accuracy']:.2%}"
-    elif "accuracy" in first:
-        lines.append(f"{first['split'] + ' accuracy':<14} {first['accuracy']:.2%} before training")
-    lines += [f"{final + ' accuracy':<14} {result.accuracy:.2%} after the last step ({describe(_result(result))}){before}",
+    result = run.history.result
+    lines = [f"{final + ' accuracy':<14} {result.accuracy:.2%} after the last step ({describe(_result(result))})"
+             + _before(run, final),
               *_guess_lines(splits.held_out[final].targets, _result(result)), *metric_lines(result, len(splits.classes))[:-1]]
     return [*lines, *(_best_lines(run, splits, final, best) if best else [])]
+
+
+def _before(run: Run, split: str) -> str:
+    """Return the end of a line on the split: its accuracy before training, if it was evaluated then."""
+    first = run.history.first
+    return f"; before training {first['accuracy']:.2%}" if "accuracy" in first and first.get("split", "test") == split else ""
 
 
 def _guess_lines(targets: Sequence[int], result: Result) -> list[str]:
@@ -177,7 +179,8 @@ def _best_lines(run: Run, splits: Splits, final: str, best: dict) -> list[str]:
     results = {step: each for (step, split), each in run.history.logged.items() if split == name and step and each}
     is_last = best["step"] == last
     if final != name and last in results and not is_last:
-        lines.append(f"{name + ' accuracy':<14} {results[last].accuracy:.2%} after the last step ({describe(results[last])})")
+        lines.append(f"{name + ' accuracy':<14} {results[last].accuracy:.2%} after the last step ({describe(results[last])})"
+                     + _before(run, name))
     held = results.get(best["step"])
     count = f", the best of {len(results)} evaluations" if len(results) > 1 else ""
     figures = f" ({describe(held) if final != name or not is_last else describe_interval(held)})" if held else ""
