@@ -1,5 +1,6 @@
 """docs/promises.md, through train.sh and torchrun: kills, signals, restarts."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -91,7 +92,9 @@ def test_signals_to_script_launcher_and_processes(tmp_path, whole, tries, figure
             os.killpg(launched.pid, what)
         else:
             for process in itertools.chain(*processes.values()) if whom == "everyone" else processes[whom][-1:]:
-                os.kill(process, what)
+                # On a busy machine one of many may have ended after the signals to the others.
+                with contextlib.suppress(*[ProcessLookupError] * (whom == "everyone")):
+                    os.kill(process, what)
         code = launched.wait(60)
         slowest = max(slowest, time.monotonic() - begun)
         printed = (folder / "out.txt").read_text()
