@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import create_model, save_timm
-from utils.build.export import _start, class_names, export
+from utils.build.export import _metrics, _start, class_names, export
 from utils.build.find import open_start, reading_of
 from utils.build.opened import open_model
 from utils.config import ConfigError, choose
@@ -70,3 +70,9 @@ def test_an_exported_folder_sets_how_images_are_read(tmp_path):
         reading = reading_of(choose(flags | {"head": "keep", "alpha": "black"}), start)
         assert (reading.exif, reading.intensity_range, reading.alpha) == ("off", (0, 4095), "black")
         assert reading_of(choose(flags), start).exif == "auto"
+
+
+def test_top_5_of_five_classes_is_no_result(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "top5": 1.0, "loss": 1.0}\n')
+    assert _metrics(tmp_path / "best.pt", 7, 5) == {"val accuracy": 0.5, "val loss": 1.0}
+    assert _metrics(tmp_path / "best.pt", 7, 6) == {"val accuracy": 0.5, "val top5": 1.0, "val loss": 1.0}

@@ -185,7 +185,7 @@ def test_predictions_of_the_folder_are_those_of_the_run():
 
 def test_the_model_card_has_what_the_config_cannot_hold(capsys):
     save_run(Path("output/r"), "vit", interpolation="bicubic", tta="flip", recipe="digits")
-    events = [{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 200},
+    events = [{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "top5": 1.0, "loss": 1.25, "images": 200},
               {"event": "eval", "split": "val", "step": 3, "accuracy": 0.9, "loss": 9.0, "images": 200}]
     Path("output/r/log.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     assert run("output/r", "--to", "folder", "--output", "a") == 0
@@ -193,7 +193,7 @@ def test_the_model_card_has_what_the_config_cannot_hold(capsys):
     card = Path("a/README.md").read_text()
     for words in ("# r\n", "A ViT (width 12, 2 blocks, patch 4) for 10 classes, on images of 16 x 24 pixels",
                   "| data set | digits |",
-                  "| val accuracy | 0.5 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
+                  "| val accuracy | 0.5 |", "| val top5 | 1 |", "| step of these weights | 7 |", "(--tta flip)", "TimmWrapper",
                   "Size 16 x 24, bicubic: the whole image", "none: trained from scratch"):
         assert words in card, words
     assert "0.9" not in card and "9.0" not in card

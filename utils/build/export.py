@@ -20,6 +20,7 @@ from utils.config.types import as_tuple
 from utils.data.datasets import NAMED_BY_FOLDER, data_name
 from utils.files import StorageError, atomic_folder, atomic_write
 from utils.run.log import read_log
+from utils.training.evaluation import TOP
 
 from .find import file_of
 from .model import FREE, LICENSE_TEXTS
@@ -163,17 +164,18 @@ def card_facts(opened: Opened) -> dict[str, dict]:
     if not settings["augmentation"].startswith("crop"):
         training.pop("crop_scale", None)
     sections = {"model": {"name": settings.get("name") or opened.path.parent.name} | sizes, "data": data, "training": training,
-                "metrics": _metrics(opened.path, run["step"]),
+                "metrics": _metrics(opened.path, run["step"], len(opened.classes)),
                 "start": _start(settings["pretrained_dir"], settings["model_type"], run["license"] or "")}
     return {section: {name: value if is_number(value) else str(value)[:LONGEST] for name, value in values.items()
                       if value is not None} for section, values in sections.items()}
 
 
-def _metrics(path: Path, step: int | None) -> dict:
-    """Return the evaluations at the weights' step."""
+def _metrics(path: Path, step: int | None, classes: int) -> dict:
+    """Return the evaluations at the weights' step; top-5 only of more than five classes."""
+    names = ("accuracy", *["top5"] * (classes > TOP), "loss", "images")
     events = [event for event in read_log(path.parent) if event.get("event") == "eval" and event.get("step") == step]
-    return {f"{event.get('split')} {key}": event[key] for event in events for key in ("accuracy", "top5", "loss", "images")
-            if is_number(event.get(key)) and not (key == "top5" and event[key] == 1)}          # as with five classes or fewer
+    return {f"{event.get('split')} {key}": event[key] for event in events for key in names
+            if is_number(event.get(key))}
 
 
 def _start(start: str, model_type: str, known: str = "") -> dict:
