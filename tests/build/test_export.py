@@ -73,6 +73,7 @@ def test_an_exported_folder_sets_how_images_are_read(tmp_path):
 
 
 def test_top_5_of_five_classes_is_no_result(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "top5": 1.0, "loss": 1.0}\n')
+    event = {"event": "eval", "split": "val", "step": 7, "accuracy": 0.5, "top5": 1.0, "loss": 1.0}
+    (tmp_path / "log.jsonl").write_text(f"{json.dumps(event)}\n")
     assert _metrics(tmp_path / "best.pt", 7, 5) == {"val accuracy": 0.5, "val loss": 1.0}
     assert _metrics(tmp_path / "best.pt", 7, 6) == {"val accuracy": 0.5, "val top5": 1.0, "val loss": 1.0}
